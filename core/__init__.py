@@ -1,0 +1,1 @@
+"""The words every part shares. Standard library only: no torch, no threads, no I/O."""

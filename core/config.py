@@ -1,0 +1,149 @@
+"""Settings: one frozen dataclass per owner, composed in ``EngineConfig``; flags are derived from the fields.
+
+A field's ``help`` becomes the flag's help. Derived facts (the number of blocks, the context length) are results of
+start-up, never written back.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import NoneType
+from typing import Any
+
+from .errors import ConfigError
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A field with its help text; ``choices=`` lists the allowed values."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What is served."""
+
+    model: str | None = option(None, "a local folder or a hub name; the bundled demo model when absent")
+    tokenizer: str | None = option(None, "folder or hub name of the tokenizer; the model's own when absent")
+    revision: str | None = option(None, "branch, tag or commit on the hub")
+    download_dir: str | None = option(None, "where hub files are kept; the hub's usual cache when absent")
+    dtype: str = option(
+        "auto", "type of weights and cache; auto takes the checkpoint's",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_model_len: int | None = option(None, "longest prompt + output in tokens; the model's own limit when absent")
+    device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cpu", "cuda"))
+    seed: int = option(0, "seeds the requests that bring none")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_at_least(self, 1, "max_model_len")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache."""
+
+    block_size: int | None = option(None, "tokens per block, a power of two; 16 on the CPU, 64 on CUDA when absent")
+    num_kv_blocks: int | None = option(None, "blocks in the pool; sized from memory when absent")
+    kv_cache_memory: int | None = option(None, "bytes for the pool, where num_kv_blocks is absent")
+    gpu_memory_utilization: float = option(
+        0.9, "share of the device's memory for weights and pool on CUDA; on the CPU a quarter of what is free is taken"
+    )
+    enable_prefix_caching: bool = option(True, "reuse the cached blocks of equal prefixes")
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 2, "num_kv_blocks")
+        check_at_least(self, 1, "kv_cache_memory")
+        size = self.block_size
+        if size is not None and (size < 1 or size & (size - 1)):
+            raise ConfigError("block_size", size, "a power of two")
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError("gpu_memory_utilization", self.gpu_memory_utilization, "above 0 and at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Who runs next, and how much of it."""
+
+    scheduler: str = option("default", "a preset's name (llm-engine schedulers lists them) or package.module:Class")
+    ordering: str | None = option(None, "who waits first, instead of the preset's choice")
+    capacity: str | None = option(None, "who may hold KV memory, instead of the preset's choice")
+    micro_batch: str | None = option(None, "what runs now, instead of the preset's choice")
+    max_num_seqs: int = option(256, "requests resident at a time")
+    max_micro_batch_seqs: int | None = option(None, "requests in one micro-batch; max_num_seqs when absent")
+    max_num_batched_tokens: int | None = option(
+        None, "tokens in one micro-batch; 2048, or 512 on the CPU, when absent"
+    )
+    long_prefill_token_threshold: int | None = option(None, "longest chunk of one prompt in a micro-batch")
+    chunk_unit: int | None = option(None, "chunks that do not end a prompt are multiples of this; the block size when absent")
+    max_num_waiting: int | None = option(None, "requests that may wait; more are refused; no limit when absent")
+
+    def __post_init__(self) -> None:
+        check_at_least(
+            self, 1, "max_num_seqs", "max_micro_batch_seqs", "max_num_batched_tokens", "long_prefill_token_threshold",
+            "chunk_unit", "max_num_waiting",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    """How many stages, and where they run."""
+
+    pipeline_parallel_size: int = option(1, "stages the layers are split into")
+    executor: str = option("auto", "who runs the stages: inproc (a thread each), or package.module:Class")
+    cpu_threads: int | None = option(None, "threads each stage computes with on the CPU; cores / stages when absent")
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "pipeline_parallel_size", "cpu_threads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything an engine is built from. ``EngineConfig.of(model=..., max_num_seqs=...)`` sorts flat names."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    @classmethod
+    def of(cls, **flat: Any) -> EngineConfig:
+        """Build from flat field names; raises ``ConfigError`` for an unknown one, with the nearest known name."""
+        owners = {f.name: part for part in PARTS for f in fields(PARTS[part])}
+        sorted_out: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+        for name, value in flat.items():
+            if name not in owners:
+                close = difflib.get_close_matches(name, owners, n=1)
+                raise ConfigError(name, value, "no such setting" + (f"; did you mean {close[0]!r}?" if close else ""))
+            sorted_out[owners[name]][name] = value
+        return cls(**{part: PARTS[part](**values) for part, values in sorted_out.items()})
+
+
+PARTS: Mapping[str, type[Any]] = {
+    "model": ModelConfig,
+    "cache": CacheConfig,
+    "scheduler": SchedulerConfig,
+    "parallel": ParallelConfig,
+}
+
+
+def check_choices(config: Any) -> None:
+    """Raise ``ConfigError`` for a field outside its ``choices``."""
+    for f in fields(config):
+        choices = f.metadata.get("choices")
+        if choices and getattr(config, f.name) not in choices:
+            raise ConfigError(f.name, getattr(config, f.name), ", ".join(choices))
+
+
+def check_at_least(config: Any, low: int, *names: str) -> None:
+    """Raise ``ConfigError`` for an integer field below ``low``, or of another type; ``None`` passes where allowed."""
+    hints = typing.get_type_hints(type(config))
+    for name in names:
+        value = getattr(config, name)
+        if value is None and NoneType in typing.get_args(hints[name]):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ConfigError(name, value, f"a whole number of {low} or more")

@@ -1,0 +1,98 @@
+"""The books' table: every live request, and the running queues that hold the decodes as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from .decode_queue import DecodeQueue
+from .request import Request, RequestState
+
+
+class RequestTable:
+    """Owned by ``EngineCore``; every method under the state lock. Schedulers are given it to read."""
+
+    def __init__(self, num_queues: int, block_size: int) -> None:
+        self.requests: dict[int, Request] = {}
+        self.queues = [DecodeQueue(index, block_size) for index in range(num_queues)]
+        self.prefilling: dict[int, Request] = {}
+        """Residents that still compute known tokens, in the order they were admitted."""
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self.requests
+
+    def __getitem__(self, request_id: int) -> Request:
+        return self.requests[request_id]
+
+    def get(self, request_id: int) -> Request | None:
+        return self.requests.get(request_id)
+
+    @property
+    def num_decoding(self) -> int:
+        return sum(len(queue) for queue in self.queues)
+
+    @property
+    def num_resident(self) -> int:
+        return self.num_decoding + len(self.prefilling)
+
+    def residents(self) -> Iterator[Request]:
+        """Every request that holds blocks: decodes by queue, then prefills."""
+        for queue in self.queues:
+            yield from queue.requests
+        yield from self.prefilling.values()
+
+    def idle_queues(self) -> list[DecodeQueue]:
+        """Queues with nothing in flight, the one pushed longest ago first."""
+        return sorted((q for q in self.queues if q.idle), key=lambda q: (q.last_pushed, q.index))
+
+    def is_in_flight(self, request: Request) -> bool:
+        """Whether a pushed plan carries it; such a request is never paused."""
+        if request.queue is not None:
+            return not self.queues[request.queue].idle
+        return request.num_in_flight > 0
+
+    # -- changes, by EngineCore
+
+    def add(self, request: Request) -> None:
+        assert request.request_id not in self.requests
+        self.requests[request.request_id] = request
+
+    def start_prefill(self, request: Request) -> None:
+        request.move_to(RequestState.PREFILLING)
+        self.prefilling[request.request_id] = request
+
+    def start_decode(self, request: Request, queue: int) -> None:
+        del self.prefilling[request.request_id]
+        request.move_to(RequestState.DECODING)
+        request.queue = queue
+        self.queues[queue].add(request)
+
+    def leave(self, request: Request, state: RequestState) -> None:
+        """Take a resident or a waiter off the table's lists: it is paused or finished."""
+        if request.queue is not None:
+            self.queues[request.queue].remove(request.request_id)
+            request.queue = None
+        self.prefilling.pop(request.request_id, None)
+        request.move_to(state)
+        request.num_computed_tokens = 0
+        if state is RequestState.FINISHED:
+            del self.requests[request.request_id]
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` where the lists disagree with the requests' states."""
+        decoding = [request for queue in self.queues for request in queue]
+        for queue in self.queues:
+            queue.check_integrity()
+        _check_states(decoding, RequestState.DECODING)
+        _check_states(self.prefilling.values(), RequestState.PREFILLING)
+        resident = [r for r in self.requests.values() if r.is_resident]
+        assert len(resident) == self.num_resident
+        slots = [r.slot for r in resident]
+        assert None not in slots and len(set(slots)) == len(slots)
+
+
+def _check_states(requests: Iterable[Request], state: RequestState) -> None:
+    for request in requests:
+        assert request.state is state, (request.external_id, request.state, state)
