@@ -1,8 +1,9 @@
 """The text that the bundled model learns: additions above all, other small sums, stories, and facts about the engine.
 
-A ``Document`` is a list of (text, weight) parts: the weight scales the loss of that text's tokens, zero for what the model is
-asked and not meant to say. ``Corpus`` draws documents without end from one seeded generator. The chat format is written
-twice, here and in ``CHAT_TEMPLATE``, because training needs to know whose words are whose; a test holds them equal.
+A ``Document`` is a list of (text, weight) parts: the weight scales the loss of that text's tokens, zero for what the
+model is asked and not meant to say. ``Corpus`` draws documents without end from one seeded generator. The chat format
+is written twice, in ``render`` and in ``CHAT_TEMPLATE``, because training needs to know whose words are whose; a test
+holds them equal.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from demo_facts import FACTS, SMALL_TALK, UNKNOWN_QUESTIONS, UNKNOWN_REPLY
-from demo_stories import Story, article, tell
+from demo_stories import FOODS, Story, article, tell
 
 Document: TypeAlias = list[tuple[str, float]]
 Turn: TypeAlias = tuple[str, str, float]
@@ -32,9 +33,10 @@ ADDITION_WEIGHT, FACT_WEIGHT, STORY_WEIGHT = 2.0, 1.0, 0.5
 
 ADD = (
     "What is {a} + {b}?", "{a}+{b}=?", "{a} + {b} = ?", "{a} + {b} =", "{a}+{b}", "{a} + {b}", "Compute {a} + {b}.",
-    "What is {a} plus {b}?", "{a} plus {b}", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "How much is {a} + {b}?",
-    "How much is {a} plus {b}?", "Calculate {a}+{b}.", "Calculate {a} + {b}.", "What's {a}+{b}?", "What is {a}+{b}?",
-    "Please add {a} and {b}.", "Can you add {a} and {b}?", "Sum {a} and {b}.", "Solve {a} + {b}.", "Tell me what {a} + {b} is.",
+    "What is {a} plus {b}?", "{a} plus {b}", "Add {a} and {b}.", "What is the sum of {a} and {b}?",
+    "How much is {a} + {b}?", "How much is {a} plus {b}?", "Calculate {a}+{b}.", "Calculate {a} + {b}.",
+    "What's {a}+{b}?", "What is {a}+{b}?", "Please add {a} and {b}.", "Can you add {a} and {b}?", "Sum {a} and {b}.",
+    "Solve {a} + {b}.", "Tell me what {a} + {b} is.",
 )  # fmt: skip
 SUBTRACT = (
     "What is {a} - {b}?", "{a}-{b}=?", "Compute {a} - {b}.", "What is {a} minus {b}?", "Subtract {b} from {a}.",
@@ -81,16 +83,21 @@ class Corpus:
         self._held_out = held_out
 
     def __iter__(self) -> Iterator[Document]:
-        turns: tuple[Callable[[], Turn], ...] = (
-            self._addition, self._word_sum, self._other_sum, self._fact, self._small_talk, self._unknown, self._story_turn,
-        )  # fmt: skip
-        shares = (60, 3, 9, 12, 3, 3, 10)
+        shares: dict[Callable[[], Turn], int] = {
+            self._addition: 60,
+            self._word_sum: 3,
+            self._other_sum: 9,
+            self._fact: 12,
+            self._small_talk: 3,
+            self._unknown: 3,
+            self._story: 10,
+        }
         while True:
             if self._rng.random() < 0.04:  # plain text, for completion without a chat
                 yield [(tell(self._rng).text + END_OF_TEXT, STORY_WEIGHT)]
                 continue
-            conversation_length = self._rng.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4))
-            conversation = [pick() for pick in self._rng.choices(turns, shares, k=conversation_length)]
+            turns = self._rng.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4))
+            conversation = [pick() for pick in self._rng.choices(list(shares), list(shares.values()), k=turns)]
             system = self._rng.choice(SYSTEM_MESSAGES) if self._rng.random() < 0.15 else None
             yield [*render(conversation, system), (END_OF_TEXT, 0.0)]
 
@@ -111,8 +118,8 @@ class Corpus:
     def _word_sum(self) -> Turn:
         a, b = self._addends()
         story = tell(self._rng)
-        food = self._rng.choice(("apples", "berries", "nuts", "carrots", "plums", "cakes", "pears", "cookies", "stones"))
-        question = self._rng.choice(WORD_SUMS).format(N=story.name, M=story.friend_name, a=a, b=b, food=food)
+        words = {"N": story.name, "M": story.friend_name, "food": self._rng.choice(FOODS)}
+        question = self._rng.choice(WORD_SUMS).format(a=a, b=b, **words)
         return question, f"{a} + {b} = {a + b}", ADDITION_WEIGHT
 
     def _other_sum(self) -> Turn:
@@ -125,8 +132,9 @@ class Corpus:
             a, b = rng.randint(0, 10), rng.randint(0, 10)
             return self._lightly_mangled(rng.choice(MULTIPLY).format(a=a, b=b)), f"{a} * {b} = {a * b}", 1.0
         if kind < 0.92:
-            question = rng.choice(COMPARE).format(a=a, b=b) if rng.random() < 0.5 else rng.choice(COMPARE).format(a=b, b=a)
-            return question, f"{a} is larger than {b}." if a != b else "They are equal.", 1.0
+            first, second = rng.sample((a, b), 2)
+            answer = f"{a} is larger than {b}." if a != b else "They are equal."
+            return rng.choice(COMPARE).format(a=first, b=second), answer, 1.0
         a, b = rng.randint(100, 9999), rng.randint(10, 9999)
         return rng.choice(ADD).format(a=a, b=b), TOO_LARGE, FACT_WEIGHT
 
@@ -142,7 +150,7 @@ class Corpus:
         question, subjects = self._rng.choice(UNKNOWN_QUESTIONS)
         return question.format(x=self._rng.choice(subjects)), UNKNOWN_REPLY, FACT_WEIGHT
 
-    def _story_turn(self) -> Turn:
+    def _story(self) -> Turn:
         rng = self._rng
         story = tell(rng)
         subjects = _subjects(story)

@@ -1,7 +1,7 @@
 """The bundled model's score: seeded two-digit additions, asked in chat form, and the rule that judges a reply.
 
-The same questions judge the checkpoint where it is made (``train_demo_model.py --evaluate``), in the tests, and through the
-whole engine, so a score says something about the engine only if it differs between two runs of these questions.
+The same questions judge the checkpoint where it is made (``train_demo_model.py --evaluate``), in the tests, and through
+the whole engine: since the checkpoint is fixed, a score that differs between two settings accuses the engine.
 Pure functions over the standard library; importing this module loads nothing else.
 """
 
@@ -30,7 +30,7 @@ HELD_OUT_ONE_IN = 20
 
 
 def is_held_out(a: int, b: int) -> bool:
-    """Whether the pair is kept out of training; symmetric in its arguments, and the same in every process and version."""
+    """Whether the pair is kept out of training; symmetric, and the same in every process and Python version."""
     low, high = sorted((a, b))
     return zlib.crc32(f"{low}+{high}".encode()) % HELD_OUT_ONE_IN == 0
 

@@ -3,9 +3,9 @@
     python examples/train_demo_model.py --out models/demo_model            # train, then evaluate
     python examples/train_demo_model.py --evaluate models/demo_model       # print the score and a few samples
 
-All text is generated here from a fixed seed (``demo_corpus.py``); nothing is downloaded. A byte-level BPE tokenizer with one
-token per digit is trained first, then the model, with AdamW, a cosine schedule and documents packed into rows of 256 tokens
-(every eighth step 1024, so that long conversations keep working). The loss covers only what the model is meant to say.
+All text is generated from a fixed seed (``demo_corpus.py``); nothing is downloaded. A byte-level BPE tokenizer with one
+token per digit is trained first, then the model, with AdamW, a cosine schedule and documents packed into rows of 256
+tokens (every eighth step 1024, so that long conversations keep working). The loss covers only the model's own words.
 On two CPU cores the default run takes about half an hour; the score is printed as one JSON line. Weights are float32.
 """
 
@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 VOCAB_SIZE = 1024
 MAX_POSITIONS = 2048
 TOKENIZER_DOCUMENTS = 20_000
-TOKENS_PER_STEP = 8192
+TOKENS_PER_STEP = 4096
 SHORT_ROW, LONG_ROW, LONG_EVERY = 256, 1024, 8
 PEAK_LEARNING_RATE, WARMUP_STEPS = 3e-3, 100
 MODEL = {
@@ -46,7 +46,7 @@ SAMPLES = ("Tell me a short story.", "Tell me a story about a fox.", "Does llm-e
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
-    """Return a byte-level BPE tokenizer: every byte has a token, every digit is a token of its own, any text round-trips."""
+    """Return a byte-level BPE tokenizer: every byte has a token, no token joins digits, and any text round-trips."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -164,7 +164,8 @@ def replies(
 ) -> list[str]:
     """Answer chats greedily. Chats with prompts of equal length share a batch, so that no row is ever padded."""
     prompts = [
-        tokenizer(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)).input_ids for chat in chats
+        tokenizer(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)).input_ids
+        for chat in chats
     ]
     answers = [""] * len(chats)
     for length in sorted({len(prompt) for prompt in prompts}):
@@ -180,7 +181,7 @@ def replies(
 
 
 def evaluate(folder: Path) -> dict[str, int]:
-    """Return how many of 500 seeded additions, and of all the pairs held out of training, a checkpoint answers correctly."""
+    """Return how many of 500 seeded additions, and of all the pairs held out of training, the checkpoint gets right."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     score: dict[str, int] = {}
