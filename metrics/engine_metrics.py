@@ -1,0 +1,299 @@
+"""What an engine tells Prometheus.
+
+The output thread records; a scrape reads. Recording adds to plain numbers under one short lock, because a step of 256
+decodes must not cost 256 observations: equal inter-token times of a step arrive as one (seconds, count) pair. What the
+books know already (running, waiting, blocks in use, ...) is asked for when somebody scrapes, so it is never stale.
+
+Several engines may share one registry: the families exist once per registry, each engine adds its own series under
+its ``engine`` label.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from ..core.errors import ConfigError
+
+TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
+    640.0, 2560.0,
+)
+INTER_TOKEN_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+    40.0, 80.0,
+)
+REQUEST_BUCKETS = (
+    0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
+    960.0, 1920.0, 7680.0,
+)
+QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.05, *REQUEST_BUCKETS[1:])
+STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+MICRO_BATCH_BUCKETS = tuple(float(2**i) for i in range(15))
+
+
+@dataclass(slots=True)
+class StepSample:
+    """One retired step, for ``record_step``."""
+
+    step_seconds: float
+    """From push to retirement."""
+    micro_batch_tokens: int
+    generation_tokens: int
+    """Tokens handed to requests by this step."""
+    inter_token: Sequence[tuple[float, int]] = ()
+    """(seconds since the previous token, how many requests saw that gap). First tokens are not in it."""
+
+
+@dataclass(slots=True)
+class FirstTokenSample:
+    """A request's first token, for ``record_first_token``; seconds count from arrival."""
+
+    ttft_seconds: float
+    queue_seconds: float
+    """Until it was first scheduled."""
+    prompt_tokens: int
+    """The whole prompt, cached part included. For n > 1 give it with the first choice only, 0 with the others."""
+
+
+@dataclass(slots=True)
+class FinishedSample:
+    """A request that ended, for ``record_finished``."""
+
+    reason: str
+    """A ``FinishReason``."""
+    e2e_seconds: float
+    """From arrival."""
+
+
+@dataclass(slots=True)
+class BooksSample:
+    """What the engine's books say now; read at scrape time. Counters never fall."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_usage_ratio: float = 0.0
+    """Blocks that requests hold, over all blocks: 0 when nothing runs, whatever the prefix cache keeps."""
+    prefix_queries: int = 0
+    """Tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Tokens found there."""
+    num_preemptions: int = 0
+
+
+class _Histogram:
+    """Bucket counts and a sum; the owner's lock covers it."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float, count: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.total += value * count
+
+    def read(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative (upper bound, count) pairs, and the sum."""
+        running, buckets = 0, []
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            running += count
+            buckets.append((bound, float(running)))
+        return buckets, self.total
+
+
+class EngineMetrics:
+    """One engine's numbers in a registry. Every method may be called from any thread.
+
+    ``registry`` may be private or shared. ``engine`` is the value of the label; the lowest number nobody in that
+    registry uses when absent. ``books`` is called at each scrape, in the scraping thread; it should copy under the
+    state lock and hold nothing else. Raises ``ConfigError`` for a label already taken in that registry.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        model_name: str,
+        version: str,
+        engine: str | None = None,
+        books: Callable[[], BooksSample] = BooksSample,
+    ) -> None:
+        self.model_name, self.version = model_name, version
+        self._books = books
+        self._lock = threading.Lock()
+        """Covers the numbers below. Nothing is called while it is held."""
+        self._ttft = _Histogram(TTFT_BUCKETS)
+        self._inter_token = _Histogram(INTER_TOKEN_BUCKETS)
+        self._e2e = _Histogram(REQUEST_BUCKETS)
+        self._queue_time = _Histogram(QUEUE_BUCKETS)
+        self._step = _Histogram(STEP_BUCKETS)
+        self._micro_batch = _Histogram(MICRO_BATCH_BUCKETS)
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        self._finished: defaultdict[str, int] = defaultdict(int, {"stop": 0, "length": 0, "abort": 0, "error": 0})
+        self._rejected: defaultdict[str, int] = defaultdict(int, {"queue_full": 0, "capacity": 0, "invalid": 0})
+        self._families = _families_of(registry)
+        self.engine = self._families.add(self, engine)
+
+    def record_step(self, sample: StepSample) -> None:
+        """Count a retired step."""
+        with self._lock:
+            self._step.add(sample.step_seconds)
+            self._micro_batch.add(sample.micro_batch_tokens)
+            self._generation_tokens += sample.generation_tokens
+            for seconds, count in sample.inter_token:
+                self._inter_token.add(seconds, count)
+
+    def record_first_token(self, sample: FirstTokenSample) -> None:
+        """Count a request's first token and its prompt."""
+        with self._lock:
+            self._ttft.add(sample.ttft_seconds)
+            self._queue_time.add(sample.queue_seconds)
+            self._prompt_tokens += sample.prompt_tokens
+
+    def record_finished(self, sample: FinishedSample) -> None:
+        """Count a request that ended, for whatever reason."""
+        with self._lock:
+            self._finished[str(sample.reason)] += 1
+            self._e2e.add(sample.e2e_seconds)
+
+    def record_rejected(self, reason: str) -> None:
+        """Count a request refused before it was queued: ``queue_full``, ``capacity`` or ``invalid``."""
+        with self._lock:
+            self._rejected[reason] += 1
+
+    def close(self) -> None:
+        """Take this engine's series out of the registry. Calling it twice is fine."""
+        self._families.remove(self)
+
+    def collect_into(self, families: dict[str, Any]) -> None:
+        """Add this engine's series to the families; called by the registry's collector at a scrape."""
+        books = self._books()
+        labels = [self.model_name, self.engine]
+        with self._lock:
+            histograms = {
+                "time_to_first_token_seconds": self._ttft.read(),
+                "inter_token_latency_seconds": self._inter_token.read(),
+                "e2e_request_latency_seconds": self._e2e.read(),
+                "request_queue_time_seconds": self._queue_time.read(),
+                "step_seconds": self._step.read(),
+                "micro_batch_tokens": self._micro_batch.read(),
+            }
+            values = {
+                "prompt_tokens": self._prompt_tokens,
+                "generation_tokens": self._generation_tokens,
+            }
+            by_reason = {"requests_finished": dict(self._finished), "requests_rejected": dict(self._rejected)}
+        values |= {
+            "num_requests_running": books.num_running,
+            "num_requests_waiting": books.num_waiting,
+            "prefix_cache_queries": books.prefix_queries,
+            "prefix_cache_hits": books.prefix_hits,
+            "preemptions": books.num_preemptions,
+        }
+        for name, value in values.items():
+            families[name].add_metric(labels, value)
+        families["kv_cache_usage_ratio"].add_metric(labels, books.kv_usage_ratio)
+        for name, (buckets, total) in histograms.items():
+            families[name].add_metric(labels, buckets, total)
+        for name, counts in by_reason.items():
+            for reason, count in counts.items():
+                families[name].add_metric([*labels, reason], count)
+        families[""].add_metric(labels, {"version": self.version})
+
+
+_LABELS = ("model_name", "engine")
+_HELP: dict[str, tuple[Callable[..., Metric], str, tuple[str, ...]]] = {
+    "": (InfoMetricFamily, "The engine's version and what it serves.", _LABELS),
+    "time_to_first_token_seconds": (HistogramMetricFamily, "From arrival to the first token.", _LABELS),
+    "inter_token_latency_seconds": (HistogramMetricFamily, "Between two tokens of one choice.", _LABELS),
+    "e2e_request_latency_seconds": (HistogramMetricFamily, "From arrival to the end, whatever the reason.", _LABELS),
+    "request_queue_time_seconds": (HistogramMetricFamily, "From arrival to being scheduled first.", _LABELS),
+    "step_seconds": (HistogramMetricFamily, "From a micro-batch's push to its result.", _LABELS),
+    "micro_batch_tokens": (HistogramMetricFamily, "Tokens computed in one micro-batch.", _LABELS),
+    "prompt_tokens": (CounterMetricFamily, "Prompt tokens of requests with a first token, cached ones too.", _LABELS),
+    "generation_tokens": (CounterMetricFamily, "Tokens generated.", _LABELS),
+    "requests_finished": (CounterMetricFamily, "Requests that ended, by reason.", (*_LABELS, "reason")),
+    "requests_rejected": (CounterMetricFamily, "Requests refused before they were queued.", (*_LABELS, "reason")),
+    "num_requests_running": (GaugeMetricFamily, "Requests that hold KV blocks.", _LABELS),
+    "num_requests_waiting": (GaugeMetricFamily, "Requests that wait: new, paused or parked.", _LABELS),
+    "kv_cache_usage_ratio": (GaugeMetricFamily, "Share of the KV blocks that requests hold, 0 to 1.", _LABELS),
+    "prefix_cache_queries": (CounterMetricFamily, "Tokens looked up in the prefix cache.", _LABELS),
+    "prefix_cache_hits": (CounterMetricFamily, "Tokens found in the prefix cache.", _LABELS),
+    "preemptions": (CounterMetricFamily, "Times a running request gave its blocks back to be recomputed.", _LABELS),
+}
+
+
+class _Families(Collector):
+    """The one collector of a registry: makes the families, lets each engine add its series."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        """Covers the list of engines."""
+        self._engines: dict[str, EngineMetrics] = {}
+
+    def add(self, metrics: EngineMetrics, engine: str | None) -> str:
+        with self._lock:
+            if engine is None:
+                engine = next(name for name in map(str, itertools.count()) if name not in self._engines)
+            elif engine in self._engines:
+                raise ConfigError("engine", engine, "a label that no other engine of this registry uses")
+            self._engines[engine] = metrics
+        return engine
+
+    def remove(self, metrics: EngineMetrics) -> None:
+        with self._lock:
+            if self._engines.get(metrics.engine) is metrics:
+                del self._engines[metrics.engine]
+
+    def describe(self) -> Iterable[Metric]:
+        return list(self._fresh().values())
+
+    def collect(self) -> Iterable[Metric]:
+        families = self._fresh()
+        with self._lock:
+            engines = list(self._engines.values())
+        for metrics in engines:
+            metrics.collect_into(families)
+        return list(families.values())
+
+    @staticmethod
+    def _fresh() -> dict[str, Metric]:
+        return {
+            name: family("llm_engine" + (f"_{name}" if name else ""), text, labels=labels)
+            for name, (family, text, labels) in _HELP.items()
+        }
+
+
+_known: weakref.WeakKeyDictionary[CollectorRegistry, _Families] = weakref.WeakKeyDictionary()
+_known_lock = threading.Lock()
+
+
+def _families_of(registry: CollectorRegistry) -> _Families:
+    """The registry's collector of ours, made with the first engine."""
+    with _known_lock:
+        families = _known.get(registry)
+        if families is None:
+            families = _Families()
+            registry.register(families)
+            _known[registry] = families
+        return families
