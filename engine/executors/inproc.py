@@ -1,0 +1,274 @@
+"""Stages in this process, a thread each: for embedding, for tests, and wherever one stage is enough."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from ...core.errors import CapacityError, ConfigError, EngineDeadError
+from ...core.step import StepPlan, StepResult
+from ...workers.model_engine import ModelEngine, ModelInfo, Progress
+from ...workers.sampler import BatchSampler, SamplerFactory
+from ...workers.stage import Stage, StageOutput, describe
+from .base import Collected, Executor, ExecutorInfo, StageDied, Wake
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BLOCK_SIZE = 16
+SHUTDOWN_SECONDS = 10.0
+
+
+class InprocExecutor(Executor):
+    """Runs ``num_stages`` stages as daemon threads named ``{name}-stage-{index}``.
+
+    ``make_model_engine(index)`` makes a stage's model engine. Each stage is made, loaded, run and released in its own
+    thread, since torch keeps settings by thread; they load one after the other, so that the last one sees the memory
+    that is really left. ``progress`` is called from those threads, never from two at once.
+
+    The pool has ``num_kv_blocks`` blocks where given, else what ``kv_cache_memory`` bytes hold over all stages, else
+    what the free memory holds, at most what ``max_num_seqs`` requests of full length can use.
+    """
+
+    def __init__(
+        self,
+        make_model_engine: Callable[[int], ModelEngine],
+        *,
+        max_num_seqs: int,
+        num_stages: int = 1,
+        block_size: int | None = None,
+        num_kv_blocks: int | None = None,
+        kv_cache_memory: int | None = None,
+        make_sampler: SamplerFactory = BatchSampler,
+        progress: Progress | None = None,
+        name: str = "llm-engine",
+    ) -> None:
+        self._num_stages = num_stages
+        self._max_num_seqs = max_num_seqs
+        self._block_size = block_size if block_size is not None else DEFAULT_BLOCK_SIZE
+        self._num_kv_blocks = num_kv_blocks
+        self._kv_cache_memory = kv_cache_memory
+        self._make_model_engine = make_model_engine
+        self._make_sampler = make_sampler
+        self._progress = progress
+        self._name = name
+        self._stopping = threading.Event()
+        # Results, wake-ups and deaths in the order they happened: all that the output thread waits on.
+        self._events: SimpleQueue[StepResult | Wake | StageDied] = SimpleQueue()
+        # Held while a Wake is in the queue. Only ever taken without blocking, so that wake() is safe in a signal
+        # handler or a finalizer too.
+        self._wake_pending = threading.Lock()
+        self._threads: list[_StageThread] = []
+
+    @property
+    def num_stages(self) -> int:
+        return self._num_stages
+
+    def start(self) -> ExecutorInfo:
+        assert not self._threads, "start comes once"
+        try:
+            self._make_threads()
+            infos: list[ModelInfo] = []
+            for thread in self._threads:
+                infos.append(thread.load(_in_all(self._progress, infos, self._num_stages)))
+                if self._stopping.is_set():
+                    raise EngineDeadError("the executor was shut down while it started")
+            pool = _Pool(self._choose_num_blocks(infos), self._block_size)
+            for thread in self._threads:
+                thread.allocate(pool)
+        except BaseException:
+            self.shutdown()
+            raise
+        return ExecutorInfo(_sum_up(infos), pool.num_blocks, pool.block_size, self._num_stages)
+
+    def push(self, plan: StepPlan) -> None:
+        self._threads[0].inbox.put(_Work(plan, None))
+
+    def collect(self, timeout: float | None) -> Collected:
+        try:
+            event = self._events.get(timeout=None if timeout is None else max(timeout, 0.0))
+        except Empty:
+            return None
+        if isinstance(event, Wake):
+            self._wake_pending.release()
+        return event
+
+    def wake(self) -> None:
+        if self._wake_pending.acquire(blocking=False):
+            self._events.put(Wake())
+
+    def shutdown(self) -> None:
+        self._stopping.set()
+        threads = [thread for thread in self._threads if thread.ident is not None]
+        for thread in threads:
+            thread.inbox.put(None)
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+            if thread.is_alive():
+                logger.warning("%s still computes after %.0f s and is left behind", thread.name, SHUTDOWN_SECONDS)
+
+    def _make_threads(self) -> None:
+        """The last stage first, since each hands its output to the next one's inbox."""
+        send: Callable[[Any], None] = self._events.put
+        for index in reversed(range(self._num_stages)):
+            thread = _StageThread(
+                f"{self._name}-stage-{index}", index, self._stage_maker(index), send, self._events.put, self._stopping
+            )
+            send = thread.inbox.put
+            self._threads.insert(0, thread)
+
+    def _stage_maker(self, index: int) -> Callable[[], Stage]:
+        make_model_engine, make_sampler = self._make_model_engine, self._make_sampler
+        num_stages, max_num_seqs = self._num_stages, self._max_num_seqs
+        return lambda: Stage(
+            make_model_engine(index), make_sampler, index=index, num_stages=num_stages, max_num_seqs=max_num_seqs
+        )
+
+    def _choose_num_blocks(self, infos: list[ModelInfo]) -> int:
+        if self._num_kv_blocks is not None:
+            if self._num_kv_blocks < 2:
+                raise ConfigError("num_kv_blocks", self._num_kv_blocks, "2 or more: block 0 holds no request's tokens")
+            return self._num_kv_blocks
+        block_bytes = max(sum(info.kv_bytes_per_token for info in infos) * self._block_size, 1)
+        if self._kv_cache_memory is not None:
+            num_blocks = self._kv_cache_memory // block_bytes
+            if num_blocks < 2:
+                raise ConfigError("kv_cache_memory", self._kv_cache_memory, f"at least {2 * block_bytes}, for 2 blocks")
+            return num_blocks
+        # Stages in one process share its memory: what the last to load saw free must hold the pools of all.
+        free = min(info.free_memory_bytes for info in infos)
+        num_blocks = free // block_bytes
+        if num_blocks < 2:
+            raise CapacityError(
+                f"{free} bytes are free for the KV cache and 2 blocks of {self._block_size} tokens need "
+                f"{2 * block_bytes}: free some memory, or take a smaller model, dtype or block_size"
+            )
+        useful = self._max_num_seqs * -(-infos[0].max_model_len // self._block_size) + 1
+        return min(num_blocks, useful)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    num_blocks: int
+    block_size: int
+
+
+@dataclass(slots=True)
+class _Work:
+    plan: StepPlan
+    received: StageOutput | None
+
+
+class _StageThread(threading.Thread):
+    """Owns one stage; knows the queues beside it and nothing of the engine, so it keeps nothing else alive.
+
+    ``inbox`` takes the pool once, then work; ``None`` means stop. ``load`` and ``allocate`` are called by the thread that
+    starts the executor, everything else runs here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        make_stage: Callable[[], Stage],
+        send: Callable[[Any], None],
+        report_death: Callable[[StageDied], None],
+        stopping: threading.Event,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.inbox: SimpleQueue[_Pool | _Work | None] = SimpleQueue()
+        self._index = index
+        self._make_stage: Callable[[], Stage] | None = make_stage
+        self._progress: Progress | None = None
+        self._send = send
+        self._report_death = report_death
+        self._stopping = stopping
+        # ModelInfo, then None once the pool is there; or what went wrong
+        self._replies: SimpleQueue[ModelInfo | BaseException | None] = SimpleQueue()
+
+    def load(self, progress: Progress | None) -> ModelInfo:
+        """Start the thread and wait until its weights are loaded; raises what the stage raised."""
+        self._progress = progress
+        self.start()
+        info = self._await_reply()
+        assert info is not None
+        return info
+
+    def allocate(self, pool: _Pool) -> None:
+        """Have the stage make its pool; raises what the stage raised."""
+        self.inbox.put(pool)
+        self._await_reply()
+
+    def run(self) -> None:
+        stage: Stage | None = None
+        started = False
+        try:
+            assert self._make_stage is not None
+            stage = self._make_stage()
+            info = stage.load(self._progress)
+            self._make_stage = self._progress = None  # they lead to the caller's objects
+            self._replies.put(info)
+            pool = self.inbox.get()
+            if not isinstance(pool, _Pool):
+                raise EngineDeadError(f"stage {self._index} was stopped while it started")
+            stage.allocate(pool.num_blocks, pool.block_size)
+            self._replies.put(None)
+            started = True
+            self._serve(stage)
+        except BaseException as exc:
+            if started:
+                self._report_death(StageDied(self._index, describe(exc)))
+            else:
+                self._replies.put(exc)
+        finally:
+            if stage is not None:
+                stage.release()
+
+    def _serve(self, stage: Stage) -> None:
+        while (work := self.inbox.get()) is not None and not self._stopping.is_set():
+            assert isinstance(work, _Work)
+            output = stage.execute(work.plan, work.received)
+            if isinstance(output, StageOutput):
+                # The next stage reads it while this one computes the next step over its own buffers.
+                output.hidden = _copy(output.hidden)
+                self._send(_Work(work.plan, output))
+            else:
+                self._send(output)
+
+    def _await_reply(self) -> ModelInfo | None:
+        reply = self._replies.get()
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+
+def _in_all(progress: Progress | None, loaded: list[ModelInfo], num_stages: int) -> Progress | None:
+    """What the next stage reports to: its bytes on top of the loaded stages', those after it taken to be like it."""
+    if progress is None:
+        return None
+    before, left = sum(info.weight_bytes for info in loaded), num_stages - len(loaded)
+    return lambda done, total: progress(before + done, before + total * left)
+
+
+def _copy(hidden: Any) -> Any:
+    """A copy of a numpy array or a torch tensor, without importing torch for it."""
+    if hidden is None:
+        return None
+    return hidden.clone() if hasattr(hidden, "clone") else hidden.copy()
+
+
+def _sum_up(infos: list[ModelInfo]) -> ModelInfo:
+    """The model as a whole, from its stages."""
+    return replace(
+        infos[-1],
+        num_layers=sum(info.num_layers for info in infos),
+        weight_bytes=sum(info.weight_bytes for info in infos),
+        kv_bytes_per_token=sum(info.kv_bytes_per_token for info in infos),
+        num_parameters=sum(info.num_parameters for info in infos),
+        free_memory_bytes=min(info.free_memory_bytes for info in infos),
+    )

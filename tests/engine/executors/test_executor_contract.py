@@ -1,0 +1,289 @@
+"""What every executor promises, over every executor that can run the toy model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from llm_engine.core.errors import ModelLoadError
+from llm_engine.core.step import StepResult
+from llm_engine.engine.executors.base import Executor, StageDied, Wake
+from llm_engine.engine.executors.inproc import InprocExecutor
+from tests.plans import Planner
+from tests.toy_model_engine import Gate, OnForward, ToyModelEngine, expected_tokens, fail_on
+
+SECONDS = 10.0
+"""Long enough for anything that comes at all."""
+
+MakeExecutor = Callable[..., Executor]
+
+
+@pytest.fixture(params=[1, 2, 3], ids=["inproc-1", "inproc-2", "inproc-3"])
+def make_executor(request: pytest.FixtureRequest) -> Iterator[MakeExecutor]:
+    """Makes executors of the parametrised kind over toy engines; ``hooks`` maps a stage (negative from the end) to its
+    ``on_forward``. They are shut down afterwards."""
+    num_stages: int = request.param
+    made: list[Executor] = []
+
+    def make(hooks: dict[int, OnForward] | None = None, engine_class: type[ToyModelEngine] = ToyModelEngine) -> Executor:
+        by_stage = {stage % num_stages: hook for stage, hook in (hooks or {}).items()}
+        executor = InprocExecutor(
+            lambda stage: engine_class(stage, num_stages, on_forward=by_stage.get(stage)),
+            num_stages=num_stages, max_num_seqs=8, block_size=4, num_kv_blocks=64,
+        )
+        made.append(executor)
+        return executor
+
+    yield make
+    for executor in made:
+        executor.shutdown()
+
+
+def result_of(executor: Executor) -> StepResult:
+    collected = executor.collect(SECONDS)
+    assert isinstance(collected, StepResult), collected
+    return collected
+
+
+def test_start_tells_model_and_pool(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    info = executor.start()
+    assert info.num_stages == executor.num_stages
+    assert (info.num_kv_blocks, info.block_size) == (64, 4)
+    assert info.model.num_layers == 3 and info.model.kv_bytes_per_token == 24
+    assert info.model.vocab_size == 97
+
+
+def test_tokens_are_right_over_chunks_and_decodes(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.start()
+    planner = Planner()
+    a, b = planner.add([3, 1, 4, 1, 5, 9, 2, 6, 5]), planner.add([2, 7])
+    for rows in ({1: 4}, {1: 3, 2: 2}, {2: 1, 1: 2}, *([{1: 1, 2: 1}] * 10)):
+        plan = planner.plan(rows)
+        executor.push(plan)
+        planner.enter(plan, result_of(executor))
+    assert a.outputs == expected_tokens([3, 1, 4, 1, 5, 9, 2, 6, 5], 11)
+    assert b.outputs == expected_tokens([2, 7], 12)
+
+
+def test_results_come_in_the_order_of_pushes_and_all_stages_tell_their_times(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.start()
+    planner = Planner()
+    for prompt in range(20):
+        planner.add([prompt, prompt + 1], slot=prompt % 8)
+    before = time.monotonic()
+    plans = [planner.plan({request_id: 2}) for request_id in planner.requests]
+    for plan in plans:
+        executor.push(plan)
+    for prompt, plan in enumerate(plans):
+        result = result_of(executor)
+        assert result.step == plan.step
+        assert result.tokens == expected_tokens([prompt, prompt + 1], 1)
+        assert len(result.busy) == executor.num_stages
+        times = [moment for span in result.busy for moment in span]
+        assert times == sorted(times) and before <= times[0] and times[-1] <= time.monotonic()
+
+
+def test_slots_and_blocks_change_owner_when_a_plan_executes(make_executor: MakeExecutor) -> None:
+    """Everything is pushed while the first step is held: reuse of slot and blocks must wait for its turn."""
+    gate = Gate()
+    executor = make_executor({0: gate})
+    executor.start()
+    planner = Planner(num_blocks=4)
+    first = planner.add([1, 2, 3, 4, 5, 6, 7, 8], slot=0)
+    plans = [planner.plan({1: 4}), planner.plan({1: 4})]
+    planner.pause(first)
+    second = planner.add([60, 61, 62, 63, 64], slot=0)
+    plans.append(planner.plan({second.request_id: 5}))
+    assert set(plans[2].starts[0].block_ids) <= {1, 2}
+    for plan in plans:
+        executor.push(plan)
+    gate.open()
+    assert [result_of(executor).tokens for _ in plans] == [
+        [], expected_tokens([1, 2, 3, 4, 5, 6, 7, 8], 1), expected_tokens([60, 61, 62, 63, 64], 1)
+    ]  # fmt: skip
+
+
+def test_a_paused_request_resumes_whole_on_another_slot(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.start()
+    planner = Planner()
+    request = planner.add([5, 4, 3, 2, 1])
+    for count in (5, 1, 1):
+        plan = planner.plan({1: count})
+        executor.push(plan)
+        planner.enter(plan, result_of(executor))
+    planner.pause(request)
+    request.slot = 3
+    for count in (6, 2, 1, 1):
+        plan = planner.plan({1: count})
+        executor.push(plan)
+        planner.enter(plan, result_of(executor))
+    assert request.outputs == expected_tokens([5, 4, 3, 2, 1], 6)
+
+
+def test_collect_times_out(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.start()
+    began = time.monotonic()
+    assert executor.collect(0.05) is None
+    assert 0.04 <= time.monotonic() - began < 5
+    assert executor.collect(0) is None
+
+
+def test_wakes_count_as_one_until_seen(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.start()
+    for _ in range(3):
+        executor.wake()
+    assert executor.collect(SECONDS) == Wake()
+    assert executor.collect(0) is None
+    executor.wake()
+    assert executor.collect(None) == Wake()
+
+
+def test_wakes_from_many_threads_are_never_lost(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.start()
+    calls = 200
+    seen_by: list[int] = [0] * 4
+    seen = [threading.Event() for _ in seen_by]
+
+    def call(index: int) -> None:
+        for number in range(calls):
+            seen[index].clear()
+            seen_by[index] = number + 1
+            executor.wake()
+            assert seen[index].wait(SECONDS)
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(len(seen_by))]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if isinstance(executor.collect(0.05), Wake):
+            for event in seen:
+                event.set()
+    assert seen_by == [calls] * len(seen_by)
+
+
+def test_wake_ends_a_collect_that_waits(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.start()
+    timer = threading.Timer(0.05, executor.wake)
+    timer.start()
+    assert executor.collect(SECONDS) == Wake()
+    timer.join()
+
+
+@pytest.mark.parametrize("failing_stage", [0, -1])
+def test_a_failed_step_answers_and_the_next_one_is_right(make_executor: MakeExecutor, failing_stage: int) -> None:
+    executor = make_executor({failing_stage: fail_on(1)})
+    executor.start()
+    planner = Planner()
+    a = planner.add([10, 11, 12, 13, 14])
+    b = planner.add([20, 21, 22])
+    first, failing = planner.plan({1: 5}), planner.plan({2: 3})
+    planner.pause(b)  # what the engine does with the requests of a failed step
+    again = planner.plan({2: 3})
+    for plan in (first, failing, again):
+        executor.push(plan)
+    planner.enter(first, result_of(executor))
+    failed = result_of(executor)
+    assert failed.step == failing.step and failed.tokens == []
+    assert failed.error is not None and "the toy was told to fail" in failed.error
+    assert len(failed.busy) == executor.num_stages
+    planner.enter(again, result_of(executor))
+    plan = planner.plan({1: 1, 2: 1})
+    executor.push(plan)
+    planner.enter(plan, result_of(executor))
+    assert a.outputs == expected_tokens([10, 11, 12, 13, 14], 2)
+    assert b.outputs == expected_tokens([20, 21, 22], 2)
+
+
+def test_books_take_the_changes_of_a_failed_step(make_executor: MakeExecutor) -> None:
+    """The start was in the failed step; the next one only brings a chunk of it."""
+    executor = make_executor({0: fail_on(0)})
+    executor.start()
+    planner = Planner()
+    request = planner.add([30, 31, 32, 33, 34, 35])
+    executor.push(planner.plan({1: 6}))
+    assert result_of(executor).error is not None
+    request.num_computed = 0
+    plan = planner.plan({1: 6})
+    assert not plan.starts
+    executor.push(plan)
+    planner.enter(plan, result_of(executor))
+    assert request.outputs == expected_tokens([30, 31, 32, 33, 34, 35], 1)
+
+
+class Unloadable(ToyModelEngine):
+    def load(self, progress: object = None) -> object:  # type: ignore[override]
+        if self.stage == self.num_stages - 1:
+            raise ModelLoadError("no such weight: toy.layers.7")
+        return super().load(None)
+
+
+class Unallocatable(ToyModelEngine):
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        if self.stage == self.num_stages - 1:
+            raise MemoryError("no room for the toy's pool")
+        super().allocate(num_blocks, block_size)
+
+
+@pytest.mark.parametrize(("engine_class", "error"), [(Unloadable, ModelLoadError), (Unallocatable, MemoryError)])
+def test_start_raises_what_a_stage_raised(
+    make_executor: MakeExecutor, engine_class: type[ToyModelEngine], error: type[Exception]
+) -> None:
+    before = threading.active_count()
+    executor = make_executor(engine_class=engine_class)
+    with pytest.raises(error, match="toy"):
+        executor.start()
+    assert threading.active_count() == before
+    executor.shutdown()
+
+
+def test_the_death_of_a_stage_is_reported_and_pushing_goes_on(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.start()
+    planner = Planner()
+    planner.add([1, 2])
+    plan = planner.plan({1: 2})
+    plan.grown_slots, plan.grown_blocks = [0] * 1000, [1] * 1000  # contradicts the books: no stage survives that
+    executor.push(plan)
+    death = executor.collect(SECONDS)
+    assert isinstance(death, StageDied) and death.stage == 0 and "block table" in death.cause
+    executor.push(planner.plan({}))
+    assert executor.collect(0.02) is None
+    executor.wake()
+    assert executor.collect(SECONDS) == Wake()
+
+
+def test_shutdown_before_start_and_twice(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.shutdown()
+    executor.shutdown()
+
+
+def test_shutdown_with_work_in_flight_drops_it(make_executor: MakeExecutor) -> None:
+    gate = Gate()
+    before = threading.active_count()
+    executor = make_executor({-1: gate})
+    executor.start()
+    planner = Planner()
+    planner.add([1, 2, 3, 4])
+    for _ in range(4):
+        executor.push(planner.plan({1: 1}))
+    assert gate.waiting.acquire(timeout=SECONDS)
+    threading.Timer(0.05, gate.open).start()
+    began = time.monotonic()
+    executor.shutdown()
+    assert time.monotonic() - began < 5
+    executor.shutdown()
+    while threading.active_count() > before:  # the timer's
+        time.sleep(0.001)
+    while (collected := executor.collect(0)) is not None:
+        assert isinstance(collected, StepResult) and collected.step == 0

@@ -1,0 +1,119 @@
+"""One pipeline stage: applies a plan to its books, runs the model engine, and samples where it is the last."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.step import StepPlan, StepResult
+from .model_engine import ModelEngine, ModelInfo, Progress
+from .sampler import Sampler, SamplerFactory
+from .slots import SlotTable
+
+_TRACEBACK_FRAMES = 6
+
+
+@dataclass(slots=True)
+class StageOutput:
+    """What a stage hands to the next one along with the plan."""
+
+    hidden: Any
+    """[T, hidden_size], or ``None`` once the step has failed; valid until the stage's next ``execute``."""
+    busy: list[tuple[float, float]] = field(default_factory=list)
+    """When each stage so far began and ended."""
+    error: str | None = None
+    """Set when this or an earlier stage failed: the stages behind only apply the plan to their books."""
+
+
+class Stage:
+    """Called by one thread only, in this order: ``load``, ``allocate``, ``execute``..., ``release``."""
+
+    def __init__(
+        self,
+        model_engine: ModelEngine,
+        make_sampler: SamplerFactory,
+        *,
+        index: int,
+        num_stages: int,
+        max_num_seqs: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.index = index
+        self.is_last = index == num_stages - 1
+        self._model_engine = model_engine
+        self._make_sampler = make_sampler
+        self._max_num_seqs = max_num_seqs
+        self._clock = clock
+        self._info: ModelInfo | None = None
+        self._slots: SlotTable | None = None
+        self._sampler: Sampler | None = None
+
+    def load(self, progress: Progress | None = None) -> ModelInfo:
+        """Load the stage's weights. Raises what the model engine raises."""
+        self._info = self._model_engine.load(progress)
+        return self._info
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        """Make the KV pool and the books."""
+        assert self._info is not None, "load comes first"
+        self._model_engine.allocate(num_blocks, block_size)
+        self._slots = SlotTable(self._max_num_seqs, self._info.max_model_len, block_size)
+        if self.is_last:
+            self._sampler = self._make_sampler(self._slots, self._info.vocab_size)
+
+    def execute(self, plan: StepPlan, received: StageOutput | None) -> StageOutput | StepResult:
+        """Run one plan; ``received`` is the previous stage's output, ``None`` on the first stage.
+
+        The last stage answers with a ``StepResult``, the others with a ``StageOutput``. The books take the plan's
+        changes whatever becomes of the forward: a failure there, or in sampling, or on an earlier stage ends in
+        ``StepResult.error``. Only a plan that contradicts the books raises: the stage is then of no further use.
+        """
+        assert self._slots is not None, "allocate comes first"
+        began = self._clock()
+        self._slots.apply(plan)
+        if self._sampler is not None:
+            for start in plan.starts:
+                self._sampler.start(start)
+        hidden = received.hidden if received is not None else None
+        busy = received.busy if received is not None else []
+        error = received.error if received is not None else None
+        result = StepResult(plan.epoch, plan.step, [])
+        output = None
+        if error is None:
+            try:
+                output = self._model_engine.forward(self._slots.batch(plan), hidden)
+                if self._sampler is not None:
+                    self._sample(self._sampler, plan, output, result)
+            except Exception as exc:
+                error = f"stage {self.index}: {describe(exc)}"
+        busy = [*busy, (began, self._clock())]
+        if not self.is_last:
+            return StageOutput(output if error is None else None, busy, error)
+        if error is not None:
+            return StepResult(plan.epoch, plan.step, [], error=error, busy=busy)
+        result.busy = busy
+        return result
+
+    def release(self) -> None:
+        """Drop weights, pool and books. Callable twice and before ``load``."""
+        self._model_engine.release()
+        self._slots = self._sampler = None
+
+    def _sample(self, sampler: Sampler, plan: StepPlan, logits: Any, result: StepResult) -> None:
+        assert self._slots is not None
+        rows = self._slots.sampling_rows(plan)
+        if rows.prompts:
+            result.prompt_logprobs = sampler.score_prompts(logits, rows.prompts)
+            logits = logits[rows.logit_rows]
+        if len(rows.slots):
+            result.tokens, result.logprobs = sampler.sample(logits, rows.slots, rows.positions)
+
+
+def describe(exc: BaseException) -> str:
+    """An exception in a few lines: what, then its last frames."""
+    what = "".join(traceback.format_exception_only(exc)).strip()
+    frames = "".join(traceback.format_tb(exc.__traceback__)[-_TRACEBACK_FRAMES:])
+    return f"{what}\n{frames}".rstrip()
