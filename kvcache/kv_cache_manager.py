@@ -1,0 +1,355 @@
+"""The only door to the KV cache's books: sequence ids, token counts and hashes in; block ids and counts out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.errors import ConfigError
+from ..core.request import BlockHash
+from .block_pool import DEFAULT_PRIORITY, NULL_BLOCK, BlockPool, OutOfBlocks
+from .prefix_cache import PrefixCache, PrefixMatch
+
+__all__ = ["KVCacheManager", "OutOfBlocks", "PrefixMatch"]
+
+
+@dataclass(slots=True)
+class _Sequence:
+    table: list[int]
+    """Block of each ``block_size`` tokens; the null block where the window has passed."""
+    num_tokens: int
+    """Tokens the table was last grown for: those before this position are computed or in flight."""
+    num_published: int
+    """Leading blocks that ``publish`` is done with."""
+    num_passed: int
+    """Leading entries of ``table`` that are the null block."""
+    last_step: int | None
+    """Newest step that wrote a published block this sequence found or made."""
+    priority: int
+    may_publish: bool
+    """False once what it holds is not to be found by others any more."""
+
+
+class KVCacheManager:
+    """Who holds which block. It has no thread and no lock: every call, reads too, is made under the caller's lock.
+
+    ``sliding_window`` is given only when *every* layer has a window, and is the widest: a query at position p sees
+    positions p - window + 1 to p. Blocks that no later query can see are given back as the sequence grows, and the null
+    block takes their place in the table. That is safe although steps are in flight, because whoever gets such a block
+    writes it in a later step, and steps execute in order.
+
+    Within one plan, sequences must be freed first, then added, then grown: an ``add_sequence`` that came after
+    growth could find its hit evicted by it.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        enable_prefix_caching: bool = True,
+        sliding_window: int | None = None,
+    ) -> None:
+        if num_blocks < 2:
+            raise ConfigError("num_kv_blocks", num_blocks, "2 or more (block 0 is reserved)")
+        if block_size < 1:
+            raise ConfigError("block_size", block_size, "1 or more")
+        if sliding_window is not None and sliding_window < 1:
+            raise ConfigError("sliding_window", sliding_window, "1 or more, or none")
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self.sliding_window = sliding_window
+        self.pool = BlockPool(num_blocks)
+        """For reading; changed only here."""
+        self.cache = PrefixCache(num_blocks)
+        """For reading; changed only here."""
+        self.version = 0
+        """Rises with every change that may alter an answer of ``match_prefix``."""
+        self.evictions = 0
+        """Published blocks that were taken for other tokens."""
+        self.resumed_prefix_queries = 0
+        self.resumed_prefix_hits = 0
+        """As ``prefix_queries`` and ``prefix_hits``, for sequences that resume after a pause."""
+        self._sequences: dict[int, _Sequence] = {}
+
+    # -- counts
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self.pool.num_free
+
+    @property
+    def num_usable_blocks(self) -> int:
+        """All blocks but the null block."""
+        return self.pool.num_blocks - 1
+
+    @property
+    def usage(self) -> float:
+        """Share of the usable blocks that somebody holds, 0 to 1."""
+        return 1.0 - self.pool.num_free / self.num_usable_blocks
+
+    @property
+    def prefix_queries(self) -> int:
+        """Tokens of sequences that looked for a prefix when they first started."""
+        return self.cache.queries
+
+    @property
+    def prefix_hits(self) -> int:
+        """Tokens those sequences found."""
+        return self.cache.hits
+
+    def __contains__(self, seq_id: int) -> bool:
+        return seq_id in self._sequences
+
+    def block_ids(self, seq_id: int) -> list[int]:
+        """A copy of the sequence's table, in token order, null blocks where the window has passed."""
+        return self._sequences[seq_id].table.copy()
+
+    def num_held(self, seq_id: int) -> int:
+        """Blocks the sequence holds, null blocks not counted."""
+        sequence = self._sequences[seq_id]
+        return len(sequence.table) - sequence.num_passed
+
+    def held_blocks(self, seq_id: int) -> list[int]:
+        """The blocks the sequence holds, in token order."""
+        sequence = self._sequences[seq_id]
+        return sequence.table[sequence.num_passed :]
+
+    # -- estimates
+
+    def blocks_for(self, num_tokens: int, num_computed: int = 0) -> int:
+        """Most blocks a sequence holds at one time when, with ``num_computed`` tokens computed, it computes the others up
+        to ``num_tokens`` in one step."""
+        total = -(-num_tokens // self.block_size)
+        return total - min(total, self._num_passed(num_computed))
+
+    def peak_blocks(self, num_tokens: int, max_chunk: int) -> int:
+        """Most blocks a sequence ever holds on its way to ``num_tokens``, computing at most ``max_chunk`` a step.
+
+        The worst step starts just before the window passes a block: it needs the window, the rest of that block and the
+        chunk. A chunk counts as a block at least, because ``grow`` without ``num_computed`` may think up to that many
+        decoded tokens still to be computed.
+        """
+        if self.sliding_window is not None:
+            chunk = max(max_chunk, self.block_size)
+            num_tokens = min(num_tokens, self.sliding_window + self.block_size - 2 + chunk)
+        return -(-num_tokens // self.block_size)
+
+    def match_prefix(self, hashes: Sequence[BlockHash], num_tokens: int) -> PrefixMatch:
+        """What a sequence with these hashes and ``num_tokens`` known tokens would find; changes nothing, counts nothing.
+
+        At least the last token is left to compute, since its logits are wanted; a hit is whole blocks, so a sequence
+        found entirely computes its last block again.
+        """
+        if not self.enable_prefix_caching:
+            return PrefixMatch()
+        num_found, blocks = self._find(hashes, num_tokens)
+        ref_counts = self.pool.ref_counts
+        num_free = sum(ref_counts[block] == 0 for block in blocks)
+        return PrefixMatch(num_found * self.block_size, len(blocks), num_free, tuple(blocks))
+
+    def new_blocks(self, seq_id: int, num_tokens: int) -> int:
+        """Blocks that must be appended to the table for ``num_tokens`` tokens."""
+        return max(0, -(-num_tokens // self.block_size) - len(self._sequences[seq_id].table))
+
+    def passed_blocks(self, seq_id: int, num_computed: int | None = None) -> list[int]:
+        """Blocks the next ``grow`` lets go because the window has passed them."""
+        if self.sliding_window is None:
+            return []
+        sequence = self._sequences[seq_id]
+        computed = sequence.num_tokens if num_computed is None else num_computed
+        return sequence.table[sequence.num_passed : self._num_passed(computed)]
+
+    def blocks_to_grow(self, seq_id: int, num_tokens: int, num_computed: int | None = None) -> int:
+        """By how many blocks ``grow`` with these arguments lessens the free ones now; 0 where it frees as many."""
+        needed = self.new_blocks(seq_id, num_tokens)
+        if needed and self.sliding_window is not None:
+            needed -= self._num_freed_by_window(seq_id, num_computed)
+        return max(0, needed)
+
+    # -- changes
+
+    def add_sequence(
+        self,
+        seq_id: int,
+        hashes: Sequence[BlockHash],
+        num_tokens: int,
+        *,
+        read_prefix: bool = True,
+        resumed: bool = False,
+        retention_priority: int = DEFAULT_PRIORITY,
+    ) -> int:
+        """Register a sequence of ``num_tokens`` known tokens and hold what ``match_prefix`` finds for it.
+
+        Returns how many tokens need no computing. ``resumed`` counts it apart, so that recomputing after a pause does
+        not embellish the hit rate. ``retention_priority`` (0..100; lower is lost earlier) is given to blocks it finds and
+        publishes; where sequences differ, the latest decides.
+        """
+        assert seq_id not in self._sequences, f"sequence {seq_id} is held already"
+        num_found, blocks = 0, list[int]()
+        if read_prefix and self.enable_prefix_caching:
+            num_found, blocks = self._find(hashes, num_tokens)
+            self._count(num_tokens, num_found * self.block_size, resumed)
+        last_step = None
+        if blocks:
+            self.pool.touch(blocks)
+            for block in blocks:
+                self.pool.set_priority(block, retention_priority)
+            last_step = max(map(self.cache.step_of.__getitem__, blocks))
+            self.version += 1
+        num_passed = num_found - len(blocks)
+        self._sequences[seq_id] = _Sequence(
+            table=[NULL_BLOCK] * num_passed + blocks,
+            num_tokens=num_found * self.block_size,
+            num_published=num_found,
+            num_passed=num_passed,
+            last_step=last_step,
+            priority=retention_priority,
+            may_publish=self.enable_prefix_caching,
+        )
+        return num_found * self.block_size
+
+    def grow(self, seq_id: int, num_tokens: int, num_computed: int | None = None) -> list[int]:
+        """Make the table reach ``num_tokens`` tokens; returns the blocks appended, in token order.
+
+        ``num_computed``: the position the step computes first, needed only to free window-passed blocks at the earliest
+        (default: what the table was grown for before). Raises ``OutOfBlocks`` and then changes nothing.
+        """
+        sequence = self._sequences[seq_id]
+        needed = self.new_blocks(seq_id, num_tokens)
+        if self.sliding_window is not None:
+            available = self.pool.num_free + self._num_freed_by_window(seq_id, num_computed)
+            if needed > available:
+                raise OutOfBlocks(needed, available)
+            passed = self.passed_blocks(seq_id, num_computed)
+            if passed:
+                first = sequence.num_passed
+                sequence.table[first : first + len(passed)] = [NULL_BLOCK] * len(passed)
+                sequence.num_passed += len(passed)
+                self.pool.free(passed)
+                self.version += 1
+        taken = self.pool.take(needed)
+        for block in taken:
+            if self.cache.hash_of[block] is not None:
+                self._evict(block)
+        sequence.table += taken
+        sequence.num_tokens = max(sequence.num_tokens, num_tokens)
+        return taken
+
+    def grow_by_one(self, seq_id: int) -> int:
+        """``grow`` for a decode whose next position opens a block: appends one block and returns it."""
+        sequence = self._sequences[seq_id]
+        table = sequence.table
+        position = len(table) * self.block_size
+        if self.sliding_window is not None:
+            return self.grow(seq_id, position + 1, position)[0]
+        block = self.pool.take_one()
+        if self.cache.hash_of[block] is not None:
+            self._evict(block)
+        table.append(block)
+        sequence.num_tokens = position + 1
+        return block
+
+    def publish(self, seq_id: int, hashes: Sequence[BlockHash], num_tokens: int, step: int) -> None:
+        """The full blocks among the first ``num_tokens`` tokens can be found under these hashes from now on.
+
+        Called when ``step``, which computes the last of these tokens, is pushed: whoever finds the blocks reads them in
+        a later step. Blocks that ``hashes`` does not reach yet wait for a later call; without prefix caching it does
+        nothing.
+        """
+        sequence = self._sequences[seq_id]
+        first, stop = sequence.num_published, min(num_tokens // self.block_size, len(hashes))
+        if first >= stop or not sequence.may_publish:
+            return
+        assert stop <= len(sequence.table), f"sequence {seq_id} has no blocks for {num_tokens} tokens"
+        for index in range(max(first, sequence.num_passed), stop):
+            block = sequence.table[index]
+            self.cache.publish(block, hashes[index], step)
+            self.pool.set_priority(block, sequence.priority)
+        sequence.num_published = stop
+        sequence.last_step = step if sequence.last_step is None else max(sequence.last_step, step)
+        self.version += 1
+
+    def free(self, seq_id: int) -> None:
+        """Let go of the sequence's blocks, last block first; what they hold can still be found until they are taken.
+
+        Raises ``KeyError`` for an id that is not held: nothing is freed twice.
+        """
+        sequence = self._sequences.pop(seq_id)
+        held = sequence.table[sequence.num_passed :]
+        held.reverse()
+        self.pool.free(held)
+        self.version += 1
+
+    def withdraw(self, step: int) -> list[int]:
+        """Forget every hash that ``step`` or a later step published, since these steps failed.
+
+        Returns, ascending, the ids of all sequences that found or published such a block, even if the window has passed
+        it since: what they computed after it is not to be trusted. Until they are freed they publish nothing more and
+        stay listed.
+        """
+        for block in self.cache.withdraw(step):
+            self.pool.set_priority(block, 0)
+            self.version += 1
+        hit = sorted(i for i, s in self._sequences.items() if s.last_step is not None and s.last_step >= step)
+        for seq_id in hit:
+            self._sequences[seq_id].may_publish = False
+        return hit
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every hash. Sequences keep their blocks, and publish nothing more: what they compute from now on rests
+        on what was forgotten."""
+        for block in self.cache.clear():
+            self.pool.set_priority(block, 0)
+        for sequence in self._sequences.values():
+            sequence.may_publish = False
+        self.version += 1
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` where tables, counts, free list and hashes disagree. Costs O(blocks)."""
+        self.pool.check_integrity()
+        self.cache.check_integrity()
+        holders: Counter[int] = Counter()
+        for seq_id, sequence in self._sequences.items():
+            table, num_passed = sequence.table, sequence.num_passed
+            assert table[:num_passed] == [NULL_BLOCK] * num_passed, seq_id
+            held = table[num_passed:]
+            assert NULL_BLOCK not in held and len(set(held)) == len(held), (seq_id, held)
+            assert len(table) == -(-sequence.num_tokens // self.block_size), (seq_id, sequence.num_tokens)
+            assert sequence.num_published <= len(table), seq_id
+            holders.update(held)
+        assert all(holders[block] == count for block, count in enumerate(self.pool.ref_counts))
+        assert self.pool.num_free + len(holders) == self.num_usable_blocks
+        for block, block_hash in enumerate(self.cache.hash_of):
+            assert block_hash is not None or self.pool.priority(block) == 0, f"block {block} is empty but kept"
+
+    def _find(self, hashes: Sequence[BlockHash], num_tokens: int) -> tuple[int, list[int]]:
+        """Blocks found, and those of them that must be held."""
+        max_blocks = (num_tokens - 1) // self.block_size
+        if self.sliding_window is None:
+            blocks = self.cache.match(hashes, max_blocks)
+            return len(blocks), blocks
+        span = max(1, -(-(self.sliding_window - 1) // self.block_size))
+        return self.cache.match_window(hashes, max_blocks, span)
+
+    def _count(self, queried: int, found: int, resumed: bool) -> None:
+        if resumed:
+            self.resumed_prefix_queries += queried
+            self.resumed_prefix_hits += found
+        else:
+            self.cache.queries += queried
+            self.cache.hits += found
+
+    def _num_passed(self, position: int) -> int:
+        """Leading blocks that no query from ``position`` on can see."""
+        return 0 if self.sliding_window is None else max(0, position - self.sliding_window + 1) // self.block_size
+
+    def _num_freed_by_window(self, seq_id: int, num_computed: int | None) -> int:
+        ref_counts = self.pool.ref_counts
+        return sum(ref_counts[block] == 1 for block in self.passed_blocks(seq_id, num_computed))
+
+    def _evict(self, block: int) -> None:
+        self.cache.forget(block)
+        self.evictions += 1
+        self.version += 1

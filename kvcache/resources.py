@@ -1,0 +1,167 @@
+"""What a request needs besides KV blocks: sequence slots, and whatever a user's own manager hands out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+from ..core.errors import ConfigError
+from ..core.request import Request
+from ..core.step import StepPlan
+
+
+class BaseResourceManager(ABC):
+    """Something countable that requests hold while they are resident. Every method runs under the state lock, so it must
+    be quick and must not call the engine. What it raises fails the requests concerned, not the engine.
+
+    A whole manager, for four places at some table::
+
+        class Places(BaseResourceManager):
+            name = "places"
+
+            def __init__(self) -> None:
+                self.held: set[int] = set()
+
+            def needed(self, request: Request) -> int:
+                return 0 if request.request_id in self.held else 1
+
+            def available(self) -> int:
+                return 4 - len(self.held)
+
+            def prepare_resources(self, plan: StepPlan) -> None:
+                self.held.update(start.request_id for start in plan.starts)
+
+            def free_resources(self, request: Request) -> None:
+                self.held.discard(request.request_id)
+    """
+
+    name: str
+    """Unique within an engine; shown when a request waits for it."""
+
+    @abstractmethod
+    def needed(self, request: Request) -> int:
+        """How many the request would take if it became resident now, beyond what it holds."""
+
+    @abstractmethod
+    def available(self) -> int:
+        """How many nobody holds."""
+
+    def prepare_resources(self, plan: StepPlan) -> None:
+        """The plan was booked and is about to be pushed; ``plan.starts`` become resident with it."""
+
+    def update_resources(self, plan: StepPlan) -> None:
+        """The plan came back and was retired."""
+
+    def free_resources(self, request: Request) -> None:
+        """The request finished or was paused. May be called for one that holds nothing."""
+
+    def shutdown(self) -> None:
+        """The engine ends; called once."""
+
+
+class SequenceSlots(BaseResourceManager):
+    """Rows of the workers' per-request arrays, kept by a request for as long as it is resident.
+
+    The lowest free slot is given out first, so the rows in use stay dense and the same run gives the same slots. The
+    engine acquires a slot while it books a start; ``free_resources`` gives it back.
+    """
+
+    name = "sequence slots"
+
+    def __init__(self, num_slots: int) -> None:
+        if num_slots < 1:
+            raise ConfigError("max_num_seqs", num_slots, "1 or more")
+        self.num_slots = num_slots
+        self._free = list(range(num_slots))
+        heapify(self._free)
+        self._held = [False] * num_slots
+
+    def needed(self, request: Request) -> int:
+        return 1 if request.slot is None else 0
+
+    def available(self) -> int:
+        return len(self._free)
+
+    def acquire(self) -> int:
+        """The lowest free slot. Admission was checked, so none being left is a bug of ours."""
+        assert self._free, "no sequence slot is free"
+        slot = heappop(self._free)
+        self._held[slot] = True
+        return slot
+
+    def release(self, slot: int) -> None:
+        assert self._held[slot], f"sequence slot {slot} is not held"
+        self._held[slot] = False
+        heappush(self._free, slot)
+
+    def free_resources(self, request: Request) -> None:
+        if request.slot is not None:
+            self.release(request.slot)
+            request.slot = None
+
+
+class ResourceFailure(NamedTuple):
+    """A manager raised; the others were still called."""
+
+    manager: str
+    error: Exception
+
+
+class ResourceManager:
+    """The managers in order: prepared and updated in it, freed and shut down in reverse. Under the state lock.
+
+    No call stops at a manager that raises: all are called, and what was raised comes back as a list, empty when all
+    went well, for the engine to fail the requests of that plan. Only ``shortage`` and ``reserve`` let an exception
+    through: they concern one request.
+    """
+
+    def __init__(self, managers: Iterable[BaseResourceManager] = ()) -> None:
+        self.managers = list(managers)
+        names = [manager.name for manager in self.managers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError("resource managers", names, "one of each name")
+        self._reserved = dict.fromkeys(names, 0)
+
+    def begin_pass(self) -> None:
+        """Forget what ``reserve`` noted; called before each scheduling pass."""
+        for name in self._reserved:
+            self._reserved[name] = 0
+
+    def shortage(self, request: Request) -> str | None:
+        """The first resource of which too little is left, beside what was reserved in this pass, for the request."""
+        for manager in self.managers:
+            if manager.needed(request) > manager.available() - self._reserved[manager.name]:
+                return manager.name
+        return None
+
+    def reserve(self, request: Request) -> None:
+        """The request becomes resident with the plan being made, whose resources are taken only later."""
+        for manager in self.managers:
+            self._reserved[manager.name] += manager.needed(request)
+
+    def prepare_resources(self, plan: StepPlan) -> list[ResourceFailure]:
+        return self._call(self.managers, lambda manager: manager.prepare_resources(plan))
+
+    def update_resources(self, plan: StepPlan) -> list[ResourceFailure]:
+        return self._call(self.managers, lambda manager: manager.update_resources(plan))
+
+    def free_resources(self, request: Request) -> list[ResourceFailure]:
+        return self._call(reversed(self.managers), lambda manager: manager.free_resources(request))
+
+    def shutdown(self) -> list[ResourceFailure]:
+        return self._call(reversed(self.managers), lambda manager: manager.shutdown())
+
+    @staticmethod
+    def _call(
+        managers: Iterable[BaseResourceManager], call: Callable[[BaseResourceManager], None]
+    ) -> list[ResourceFailure]:
+        failures = []
+        for manager in managers:
+            try:
+                call(manager)
+            except Exception as error:  # noqa: BLE001 - a user's code; it is handed on
+                failures.append(ResourceFailure(manager.name, error))
+        return failures

@@ -1,0 +1,145 @@
+"""What a scheduler may know of the KV cache, with a running total for the plan it is making."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.request import BlockHash
+from .kv_cache_manager import KVCacheManager
+from .prefix_cache import PrefixMatch
+
+_MAX_REMEMBERED = 1024
+
+
+class KVView:
+    """Read-only: nothing here changes the manager. Under the same lock as the manager.
+
+    Between ``begin_pass`` and the plan's end it keeps a simulation, so that a plan whose requests each fit into
+    ``free_blocks`` when they were reserved can be carried out: frees first, then starts, then growth. It errs on one
+    side only: what is predicted is never less than what is taken.
+
+    Sharing makes that delicate, since who holds a block can change within a pass. A start that counts on a block held
+    by another *claims* it: pausing the holder, or its window passing the block, does not hand it back in this pass.
+    The other way round, a block that was handed back in this pass costs a start as much as a free one.
+    """
+
+    def __init__(self, manager: KVCacheManager) -> None:
+        self._manager = manager
+        self._balance = 0
+        """Blocks released less blocks reserved in this pass."""
+        self._holders: dict[int, int] = {}
+        """Change of a block's holders in this pass."""
+        self._claimed: set[int] = set()
+        self._handed_back: set[int] = set()
+        self._matches: dict[int, tuple[tuple[int, int, int], PrefixMatch]] = {}
+
+    def begin_pass(self) -> None:
+        """Forget the simulation; called before each scheduling pass."""
+        self._balance = 0
+        self._holders.clear()
+        self._claimed.clear()
+        self._handed_back.clear()
+
+    # -- what does not depend on the pass
+
+    @property
+    def block_size(self) -> int:
+        return self._manager.block_size
+
+    @property
+    def num_usable_blocks(self) -> int:
+        return self._manager.num_usable_blocks
+
+    @property
+    def usage(self) -> float:
+        """Share of the usable blocks held before this pass, 0 to 1."""
+        return self._manager.usage
+
+    def blocks_for(self, num_tokens: int, num_computed: int = 0) -> int:
+        """See ``KVCacheManager.blocks_for``."""
+        return self._manager.blocks_for(num_tokens, num_computed)
+
+    def peak_blocks(self, num_tokens: int, max_chunk: int) -> int:
+        """See ``KVCacheManager.peak_blocks``."""
+        return self._manager.peak_blocks(num_tokens, max_chunk)
+
+    def num_held(self, seq_id: int) -> int:
+        """Blocks the sequence held before this pass."""
+        return self._manager.num_held(seq_id)
+
+    def prefix(self, request_id: int, hashes: Sequence[BlockHash], num_tokens: int) -> PrefixMatch:
+        """What the request would find if it started now. Remembered until the cache or the request changes."""
+        key = (self._manager.version, len(hashes), num_tokens)
+        remembered = self._matches.get(request_id)
+        if remembered is not None and remembered[0] == key:
+            return remembered[1]
+        match = self._manager.match_prefix(hashes, num_tokens)
+        self._matches.pop(request_id, None)
+        if len(self._matches) >= _MAX_REMEMBERED:
+            del self._matches[next(iter(self._matches))]
+        self._matches[request_id] = key, match
+        return match
+
+    def forget(self, request_id: int) -> None:
+        """The request started or ended: its match is not needed any more."""
+        self._matches.pop(request_id, None)
+
+    # -- the running total
+
+    @property
+    def free_blocks(self) -> int:
+        """Free before the pass, less what it reserved, and what it released. Negative if more was reserved than is there."""
+        return self._manager.num_free_blocks + self._balance
+
+    def blocks_to_start(self, match: PrefixMatch, num_tokens: int) -> int:
+        """Blocks that leave the free list when a sequence with this match starts and is grown to ``num_tokens`` tokens:
+        new ones, and those of its hit that nobody holds."""
+        new = max(0, -(-(num_tokens - match.num_tokens) // self.block_size))
+        ref_counts, holders, handed_back = self._manager.pool.ref_counts, self._holders, self._handed_back
+        taken = 0
+        for block in match.block_ids:
+            if block in handed_back or (ref_counts[block] == 0 and block not in holders):
+                taken += 1
+            else:
+                self._claimed.add(block)
+        return new + taken
+
+    def blocks_to_grow(self, seq_id: int, num_tokens: int, num_computed: int | None = None) -> int:
+        """Blocks that leave the free list when the sequence grows; see ``KVCacheManager.grow`` for the arguments.
+
+        The plan must grow it with the same ``num_computed`` or a higher one.
+        """
+        needed = self._manager.new_blocks(seq_id, num_tokens)
+        if not needed:
+            return 0
+        for block in self._manager.passed_blocks(seq_id, num_computed):
+            if self._is_last_holder(block):
+                self._handed_back.add(block)
+                needed -= 1
+        return max(0, needed)
+
+    def reserve(self, num_blocks: int, match: PrefixMatch | None = None) -> None:
+        """The plan takes these blocks. With the ``match`` of a start its hit counts as held from now on, so that the next
+        start that shares it is not charged again."""
+        self._balance -= num_blocks
+        if match is not None:
+            for block in match.block_ids:
+                self._holders[block] = self._holders.get(block, 0) + 1
+                self._handed_back.discard(block)
+
+    def release(self, seq_id: int) -> int:
+        """The plan pauses this sequence, once in a pass: adds the blocks that come free to the total, and returns their
+        number. A shared block comes free with its last holder."""
+        freed = 0
+        for block in self._manager.held_blocks(seq_id):
+            if self._is_last_holder(block):
+                self._handed_back.add(block)
+                freed += 1
+            self._holders[block] = self._holders.get(block, 0) - 1
+        self._balance += freed
+        return freed
+
+    def _is_last_holder(self, block: int) -> bool:
+        """Whether the block comes free when one more holder lets go of it."""
+        holders = self._manager.pool.ref_counts[block] + self._holders.get(block, 0)
+        return holders == 1 and block not in self._claimed
