@@ -93,8 +93,12 @@ class Corpus:
             self._story: 10,
         }
         while True:
-            if self._rng.random() < 0.04:  # plain text, for completion without a chat
+            plain = self._rng.random()
+            if plain < 0.04:  # for completion without a chat
                 yield [(tell(self._rng).text + END_OF_TEXT, STORY_WEIGHT)]
+                continue
+            if plain < 0.19:
+                yield self._drill()
                 continue
             turns = self._rng.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4))
             conversation = [pick() for pick in self._rng.choices(list(shares), list(shares.values()), k=turns)]
@@ -105,6 +109,14 @@ class Corpus:
         """Yield that many documents as bare text, special tokens and all: what the tokenizer is trained on."""
         for _, document in zip(range(documents), self, strict=False):
             yield "".join(text for text, _ in document)
+
+    def _drill(self) -> Document:
+        """A column of sums in the form of an answer: as much practice for a third of the tokens."""
+        document: Document = []
+        for _ in range(self._rng.randint(4, 18)):
+            a, b = self._addends()
+            document += [(f"{a} + {b} =", 0.0), (f" {a + b}\n", ADDITION_WEIGHT)]
+        return [*document, (END_OF_TEXT, ADDITION_WEIGHT)]
 
     def _addition(self) -> Turn:
         a, b = self._addends()

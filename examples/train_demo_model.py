@@ -16,7 +16,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,7 +24,14 @@ from demo_corpus import CHAT_TEMPLATE, END, END_OF_TEXT, SPECIAL_TOKENS, Corpus
 from demo_score import Messages, addition_questions, held_out_questions, is_correct, is_held_out
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 VOCAB_SIZE = 1024
 MAX_POSITIONS = 2048
@@ -90,7 +97,7 @@ def build_model(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = [end, end_of_text]
+    model.generation_config = GenerationConfig(eos_token_id=[end, end_of_text], pad_token_id=end_of_text)
     return model
 
 
@@ -131,8 +138,11 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK_LEARNING_RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, steps: int) -> None:
-    """Train in place. The mean is over weights, so a batch with many stories counts no more than one with many sums."""
+def train(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, steps: int, score: Callable[[int], float]) -> None:
+    """Train in place. The mean is over weights, so a batch with many stories counts no more than one with many sums.
+
+    ``score(n)`` is the share of n additions answered correctly so far, shown beside the loss.
+    """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -142,6 +152,7 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, steps: int) 
         fused=True,
     )
     model.train()
+    shown = {"loss": "", "sums": ""}
     progress = tqdm(batches(tokenizer, seed + 1, steps), total=steps, unit="step", desc="training")
     for step, (ids, weights) in enumerate(progress):
         for group in optimizer.param_groups:
@@ -155,8 +166,13 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, steps: int) 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if step % 100 == 99:
+            model.eval()
+            shown["sums"] = f"{score(100):.0%}"
+            model.train()
         if step % 20 == 19:
-            progress.set_postfix(loss=f"{loss.item():.3f}", rate=f"{learning_rate(step, steps):.1e}")
+            progress.set_postfix(shown | {"loss": f"{loss.item():.3f}"})
+    model.eval()
 
 
 def replies(
@@ -180,20 +196,26 @@ def replies(
     return answers
 
 
-def evaluate(folder: Path) -> dict[str, int]:
-    """Return how many of 500 seeded additions, and of all the pairs held out of training, the checkpoint gets right."""
+def count_correct(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: list[tuple[Messages, str]]
+) -> int:
+    """Return how many of the questions get the expected answer, greedily."""
+    answers = replies(model, tokenizer, [chat for chat, _ in questions], max_new_tokens=16)
+    return sum(is_correct(answer, expected) for answer, (_, expected) in zip(answers, questions, strict=True))
+
+
+def evaluate(folder: Path) -> None:
+    """Print how many of 500 seeded additions, and of all the pairs held out of training, the checkpoint gets right."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    score: dict[str, int] = {}
+    score = {}
     for name, questions in (("additions", addition_questions(500, seed=0)), ("held_out", held_out_questions())):
-        answers = replies(model, tokenizer, [chat for chat, _ in questions], max_new_tokens=16)
-        judged = [is_correct(answer, expected) for answer, (_, expected) in zip(answers, questions, strict=True)]
-        score[f"{name}_correct"], score[f"{name}_total"] = sum(judged), len(judged)
+        score[f"{name}_correct"] = count_correct(model, tokenizer, questions)
+        score[f"{name}_total"] = len(questions)
     print(json.dumps(score))
     for sample in SAMPLES:
         (answer,) = replies(model, tokenizer, [[{"role": "user", "content": sample}]], max_new_tokens=256)
         print(f"\n> {sample}\n{answer}")
-    return score
 
 
 def main() -> None:
@@ -212,11 +234,19 @@ def main() -> None:
     began = time.monotonic()
     print("training the tokenizer", file=sys.stderr)
     tokenizer = train_tokenizer(args.seed)
+    save_tokenizer(tokenizer, args.out)
+    chat_tokenizer = AutoTokenizer.from_pretrained(args.out)
     model = build_model(tokenizer, args.seed)
     print(f"training {model.num_parameters():,} parameters for {args.steps} steps", file=sys.stderr)
-    train(model, tokenizer, args.seed, args.steps)
+    train(
+        model,
+        tokenizer,
+        args.seed,
+        args.steps,
+        score=lambda count: count_correct(model, chat_tokenizer, addition_questions(count, seed=1)) / count,
+    )
     model.save_pretrained(args.out)
-    save_tokenizer(tokenizer, args.out)
+    (args.out / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
     print(f"wrote {args.out} after {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
     evaluate(args.out)
 

@@ -1,4 +1,4 @@
-"""The example scripts import each other as siblings, as they do when run by path; the tests import them the same way."""
+"""The example scripts import each other as siblings, as they do when run by path; so do these tests."""
 
 import sys
 from pathlib import Path

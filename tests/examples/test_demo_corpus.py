@@ -4,7 +4,7 @@ import random
 import re
 from itertools import islice
 
-from demo_corpus import END, END_OF_TEXT, Corpus, Document
+from demo_corpus import END, END_OF_TEXT, START, Corpus, Document
 from demo_score import is_held_out
 from demo_stories import KINDS, PLOTS, tell
 
@@ -21,22 +21,25 @@ def test_a_seed_fixes_the_text() -> None:
 def test_every_sum_is_right_and_none_is_held_out() -> None:
     seen = 0
     for document in documents(0, 3000):
-        for text, weight in document:
-            if match := re.fullmatch(r"(\d+) ([-+*]) (\d+) = (\d+)<\|im_end\|>", text):
-                a, operator, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
-                assert result == {"+": a + b, "-": a - b, "*": a * b}[operator]
-                assert weight > 0
-                assert operator != "+" or not is_held_out(a, b)
-                seen += 1
-    assert seen > 1000
+        text = "".join(part for part, _ in document)
+        for a, operator, b, result in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", text):
+            left, right = int(a), int(b)
+            assert int(result) == {"+": left + right, "-": left - right, "*": left * right}[operator]
+            assert operator != "+" or not is_held_out(left, right)
+            seen += 1
+    assert seen > 5000
 
 
-def test_only_the_assistants_words_and_plain_text_are_weighed() -> None:
+def test_only_the_assistants_words_are_weighed_in_a_chat() -> None:
     for document in documents(1, 500):
-        for text, weight in document:
-            spoken = (text.endswith(END) and "<|im_start|>" not in text) or len(document) == 1
-            assert (weight > 0) == spoken, text
+        if any(START in text for text, _ in document):
+            assert all((weight > 0) == (text.endswith(END) and START not in text) for text, weight in document)
+
+
+def test_every_document_ends_and_teaches_something() -> None:
+    for document in documents(2, 500):
         assert "".join(text for text, _ in document).endswith(END_OF_TEXT)
+        assert any(weight > 0 for _, weight in document)
 
 
 def test_stories_are_whole_sentences_about_what_they_claim() -> None:
