@@ -4,31 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..core.errors import ConfigError
 from ..core.request import BlockHash
+from .block_layout import BlockLayout
 from .block_pool import DEFAULT_PRIORITY, NULL_BLOCK, BlockPool, OutOfBlocks
 from .prefix_cache import PrefixCache, PrefixMatch
+from .sequence_blocks import SequenceBlocks
 
 __all__ = ["KVCacheManager", "OutOfBlocks", "PrefixMatch"]
-
-
-@dataclass(slots=True)
-class _Sequence:
-    table: list[int]
-    """Block of each ``block_size`` tokens; the null block where the window has passed."""
-    num_tokens: int
-    """Tokens the table was last grown for: those before this position are computed or in flight."""
-    num_published: int
-    """Leading blocks that ``publish`` is done with."""
-    num_passed: int
-    """Leading entries of ``table`` that are the null block."""
-    last_step: int | None
-    """Newest step that wrote a published block this sequence found or made."""
-    priority: int
-    may_publish: bool
-    """False once what it holds is not to be found by others any more."""
 
 
 class KVCacheManager:
@@ -36,8 +20,8 @@ class KVCacheManager:
 
     ``sliding_window`` is given only when *every* layer has a window, and is the widest: a query at position p sees
     positions p - window + 1 to p. Blocks that no later query can see are given back as the sequence grows, and the null
-    block takes their place in the table. That is safe although steps are in flight, because whoever gets such a block
-    writes it in a later step, and steps execute in order.
+    block takes their place in the table. That is safe although steps are in flight: steps execute in order, and in the
+    step whose growth lets a block go the sequence does not look at it any more.
 
     Within one plan, sequences must be freed first, then added, then grown: an ``add_sequence`` that came after
     growth could find its hit evicted by it.
@@ -53,13 +37,9 @@ class KVCacheManager:
     ) -> None:
         if num_blocks < 2:
             raise ConfigError("num_kv_blocks", num_blocks, "2 or more (block 0 is reserved)")
-        if block_size < 1:
-            raise ConfigError("block_size", block_size, "1 or more")
-        if sliding_window is not None and sliding_window < 1:
-            raise ConfigError("sliding_window", sliding_window, "1 or more, or none")
+        self.layout = BlockLayout(block_size, sliding_window)
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        self.sliding_window = sliding_window
         self.pool = BlockPool(num_blocks)
         """For reading; changed only here."""
         self.cache = PrefixCache(num_blocks)
@@ -71,7 +51,7 @@ class KVCacheManager:
         self.resumed_prefix_queries = 0
         self.resumed_prefix_hits = 0
         """As ``prefix_queries`` and ``prefix_hits``, for sequences that resume after a pause."""
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, SequenceBlocks] = {}
 
     # -- counts
 
@@ -113,28 +93,18 @@ class KVCacheManager:
 
     def held_blocks(self, seq_id: int) -> list[int]:
         """The blocks the sequence holds, in token order."""
-        sequence = self._sequences[seq_id]
-        return sequence.table[sequence.num_passed :]
+        return self._sequences[seq_id].held()
 
     # -- estimates
 
     def blocks_for(self, num_tokens: int, num_computed: int = 0) -> int:
         """Most blocks a sequence holds at one time when, with ``num_computed`` tokens computed, it computes the others up
         to ``num_tokens`` in one step."""
-        total = -(-num_tokens // self.block_size)
-        return total - min(total, self._num_passed(num_computed))
+        return self.layout.blocks_for(num_tokens, num_computed)
 
     def peak_blocks(self, num_tokens: int, max_chunk: int) -> int:
-        """Most blocks a sequence ever holds on its way to ``num_tokens``, computing at most ``max_chunk`` a step.
-
-        The worst step starts just before the window passes a block: it needs the window, the rest of that block and the
-        chunk. A chunk counts as a block at least, because ``grow`` without ``num_computed`` may think up to that many
-        decoded tokens still to be computed.
-        """
-        if self.sliding_window is not None:
-            chunk = max(max_chunk, self.block_size)
-            num_tokens = min(num_tokens, self.sliding_window + self.block_size - 2 + chunk)
-        return -(-num_tokens // self.block_size)
+        """Most blocks a sequence ever holds on its way to ``num_tokens``, computing at most ``max_chunk`` a step."""
+        return self.layout.peak_blocks(num_tokens, max_chunk)
 
     def match_prefix(self, hashes: Sequence[BlockHash], num_tokens: int) -> PrefixMatch:
         """What a sequence with these hashes and ``num_tokens`` known tokens would find; changes nothing, counts nothing.
@@ -151,21 +121,17 @@ class KVCacheManager:
 
     def new_blocks(self, seq_id: int, num_tokens: int) -> int:
         """Blocks that must be appended to the table for ``num_tokens`` tokens."""
-        return max(0, -(-num_tokens // self.block_size) - len(self._sequences[seq_id].table))
+        return max(0, self.layout.blocks(num_tokens) - len(self._sequences[seq_id].table))
 
     def passed_blocks(self, seq_id: int, num_computed: int | None = None) -> list[int]:
         """Blocks the next ``grow`` lets go because the window has passed them."""
-        if self.sliding_window is None:
-            return []
-        sequence = self._sequences[seq_id]
-        computed = sequence.num_tokens if num_computed is None else num_computed
-        return sequence.table[sequence.num_passed : self._num_passed(computed)]
+        return self._sequences[seq_id].passed(self.layout, num_computed)
 
     def blocks_to_grow(self, seq_id: int, num_tokens: int, num_computed: int | None = None) -> int:
         """By how many blocks ``grow`` with these arguments lessens the free ones now; 0 where it frees as many."""
         needed = self.new_blocks(seq_id, num_tokens)
-        if needed and self.sliding_window is not None:
-            needed -= self._num_freed_by_window(seq_id, num_computed)
+        if needed:
+            needed -= self._num_last_held(self.passed_blocks(seq_id, num_computed))
         return max(0, needed)
 
     # -- changes
@@ -199,7 +165,7 @@ class KVCacheManager:
             last_step = max(map(self.cache.step_of.__getitem__, blocks))
             self.version += 1
         num_passed = num_found - len(blocks)
-        self._sequences[seq_id] = _Sequence(
+        self._sequences[seq_id] = SequenceBlocks(
             table=[NULL_BLOCK] * num_passed + blocks,
             num_tokens=num_found * self.block_size,
             num_published=num_found,
@@ -218,17 +184,14 @@ class KVCacheManager:
         """
         sequence = self._sequences[seq_id]
         needed = self.new_blocks(seq_id, num_tokens)
-        if self.sliding_window is not None:
-            available = self.pool.num_free + self._num_freed_by_window(seq_id, num_computed)
+        passed = sequence.passed(self.layout, num_computed)
+        if passed:
+            available = self.pool.num_free + self._num_last_held(passed)
             if needed > available:
                 raise OutOfBlocks(needed, available)
-            passed = self.passed_blocks(seq_id, num_computed)
-            if passed:
-                first = sequence.num_passed
-                sequence.table[first : first + len(passed)] = [NULL_BLOCK] * len(passed)
-                sequence.num_passed += len(passed)
-                self.pool.free(passed)
-                self.version += 1
+            sequence.let_go(len(passed))
+            self.pool.free(passed)
+            self.version += 1
         taken = self.pool.take(needed)
         for block in taken:
             if self.cache.hash_of[block] is not None:
@@ -242,7 +205,7 @@ class KVCacheManager:
         sequence = self._sequences[seq_id]
         table = sequence.table
         position = len(table) * self.block_size
-        if self.sliding_window is not None:
+        if self.layout.sliding_window is not None:
             return self.grow(seq_id, position + 1, position)[0]
         block = self.pool.take_one()
         if self.cache.hash_of[block] is not None:
@@ -277,7 +240,7 @@ class KVCacheManager:
         Raises ``KeyError`` for an id that is not held: nothing is freed twice.
         """
         sequence = self._sequences.pop(seq_id)
-        held = sequence.table[sequence.num_passed :]
+        held = sequence.held()
         held.reverse()
         self.pool.free(held)
         self.version += 1
@@ -311,14 +274,9 @@ class KVCacheManager:
         self.pool.check_integrity()
         self.cache.check_integrity()
         holders: Counter[int] = Counter()
-        for seq_id, sequence in self._sequences.items():
-            table, num_passed = sequence.table, sequence.num_passed
-            assert table[:num_passed] == [NULL_BLOCK] * num_passed, seq_id
-            held = table[num_passed:]
-            assert NULL_BLOCK not in held and len(set(held)) == len(held), (seq_id, held)
-            assert len(table) == -(-sequence.num_tokens // self.block_size), (seq_id, sequence.num_tokens)
-            assert sequence.num_published <= len(table), seq_id
-            holders.update(held)
+        for sequence in self._sequences.values():
+            sequence.check_integrity(self.layout)
+            holders.update(sequence.held())
         assert all(holders[block] == count for block, count in enumerate(self.pool.ref_counts))
         assert self.pool.num_free + len(holders) == self.num_usable_blocks
         for block, block_hash in enumerate(self.cache.hash_of):
@@ -327,11 +285,10 @@ class KVCacheManager:
     def _find(self, hashes: Sequence[BlockHash], num_tokens: int) -> tuple[int, list[int]]:
         """Blocks found, and those of them that must be held."""
         max_blocks = (num_tokens - 1) // self.block_size
-        if self.sliding_window is None:
-            blocks = self.cache.match(hashes, max_blocks)
-            return len(blocks), blocks
-        span = max(1, -(-(self.sliding_window - 1) // self.block_size))
-        return self.cache.match_window(hashes, max_blocks, span)
+        if self.layout.window_span is not None:
+            return self.cache.match_window(hashes, max_blocks, self.layout.window_span)
+        blocks = self.cache.match(hashes, max_blocks)
+        return len(blocks), blocks
 
     def _count(self, queried: int, found: int, resumed: bool) -> None:
         if resumed:
@@ -341,13 +298,9 @@ class KVCacheManager:
             self.cache.queries += queried
             self.cache.hits += found
 
-    def _num_passed(self, position: int) -> int:
-        """Leading blocks that no query from ``position`` on can see."""
-        return 0 if self.sliding_window is None else max(0, position - self.sliding_window + 1) // self.block_size
-
-    def _num_freed_by_window(self, seq_id: int, num_computed: int | None) -> int:
+    def _num_last_held(self, blocks: list[int]) -> int:
         ref_counts = self.pool.ref_counts
-        return sum(ref_counts[block] == 1 for block in self.passed_blocks(seq_id, num_computed))
+        return sum(ref_counts[block] == 1 for block in blocks)
 
     def _evict(self, block: int) -> None:
         self.cache.forget(block)
