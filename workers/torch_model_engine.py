@@ -1,0 +1,179 @@
+"""The model of one stage in torch: what the package runs unless another ``ModelEngine`` is given."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.errors import ConfigError
+from ..models.architectures import model_spec
+from ..models.attention import AttentionPlan
+from ..models.config import CheckpointConfig, read_config, stretched_length
+from ..models.decoder import Decoder, StageRange
+from ..models.generation import read_generation_defaults
+from ..models.ops import Step, select_ops
+from ..models.rope import rope_table
+from ..models.spec import ModelSpec
+from ..models.stages import stage_range
+from ..models.weights import Checkpoint, Survey, WeightReader
+from .batch import StageBatch
+from .memory import available_memory
+from .model_engine import ModelInfo, Progress
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TorchModelEngine:
+    """Implements ``ModelEngine``; see there for who may call what when.
+
+    ``path`` is a local folder (``models.hub.resolve_model`` makes one of a hub name). ``layer_split`` gives the layers
+    of each stage; an even split by work when absent. ``memory_utilization`` is the share of a GPU's memory for weights
+    and pool. ``num_threads`` is what torch computes with in the calling thread.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        stage: int = 0,
+        num_stages: int = 1,
+        layer_split: list[int] | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_model_len: int | None = None,
+        memory_utilization: float = 0.9,
+        num_threads: int | None = None,
+    ) -> None:
+        if dtype != "auto" and dtype not in _DTYPES:
+            raise ConfigError("dtype", dtype, f"auto, {', '.join(_DTYPES)}")
+        self._path = Path(path)
+        self._stage, self._num_stages, self._layer_split = stage, num_stages, layer_split
+        self._device = pick_device(device)
+        self._dtype_name = dtype
+        self._max_model_len = max_model_len
+        self._memory_utilization = memory_utilization
+        self._num_threads = num_threads
+        self._decoder: Decoder | None = None
+        self._dtype = torch.float32
+        self._block_size = 0
+
+    def load(self, progress: Progress | None = None) -> ModelInfo:
+        if self._num_threads is not None:
+            torch.set_num_threads(self._num_threads)
+        config = read_config(self._path)
+        spec = model_spec(config)
+        stage = stage_range(spec, self._stage, self._num_stages, self._layer_split)
+        max_model_len = context_length(spec, self._max_model_len)
+        checkpoint = Checkpoint(self._path)
+        self._dtype = pick_dtype(self._dtype_name, config, checkpoint, self._device)
+
+        ops = select_ops(self._device, self._dtype)
+        with torch.inference_mode():
+            whole = Survey(checkpoint)
+            Decoder(spec, StageRange(0, spec.num_layers, spec.num_layers), ops, {}, whole)
+            survey = Survey(checkpoint)
+            survey.check_nothing_left(Decoder(spec, stage, ops, {}, survey).weight_prefixes)
+            used = {spec.layers[index].rope for index in range(stage.start, stage.end)} - {None}
+            ropes = {name: rope_table(spec.ropes[name], max_model_len, self._device) for name in sorted(used)}
+            reader = WeightReader(survey, ops, self._dtype, self._device, progress)
+            self._decoder = Decoder(spec, stage, ops, ropes, reader)
+        checkpoint.close()
+        return ModelInfo(
+            architecture=spec.architecture,
+            vocab_size=spec.vocab_size,
+            max_model_len=max_model_len,
+            dtype=str(self._dtype).removeprefix("torch."),
+            eos_token_ids=read_generation_defaults(self._path, config).eos_token_ids,
+            sliding_window=spec.sliding_window,
+            num_layers=stage.end - stage.start,
+            weight_bytes=reader.weight_bytes,
+            kv_bytes_per_token=2 * spec.kv_size * self._dtype.itemsize * (stage.end - stage.start),
+            free_memory_bytes=self._free_memory(),
+            num_parameters=whole.num_parameters,
+        )
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        assert self._decoder is not None, "load first"
+        self._block_size = block_size
+        with torch.inference_mode():
+            self._decoder.allocate(num_blocks * block_size, self._dtype, self._device)
+
+    @torch.inference_mode()
+    def forward(self, batch: StageBatch, hidden: Any) -> torch.Tensor:
+        decoder = self._decoder
+        assert decoder is not None and self._block_size, "load and allocate first"
+        step = Step(
+            positions=self._tensor(batch.positions),
+            slot_mapping=self._tensor(batch.slot_mapping),
+            plan=AttentionPlan.build(batch, block_size=self._block_size, device=self._device),
+        )
+        inputs = self._tensor(batch.token_ids) if decoder.stage.is_first else hidden
+        return decoder.forward(inputs, self._tensor(batch.logit_rows), step)
+
+    def release(self) -> None:
+        self._decoder = None
+        self._block_size = 0
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _tensor(self, array: NDArray[np.int64]) -> torch.Tensor:
+        """On the CPU a view of the array; the batch outlives the step."""
+        if not array.flags.writeable:
+            array = array.copy()  # torch warns of what it could write to
+        return torch.from_numpy(array).to(self._device)
+
+    def _free_memory(self) -> int:
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            return max(int(self._memory_utilization * total) - (total - free), 0)
+        return available_memory() // 4
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises ``ConfigError`` for a name that is unknown, or a device that is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError("device", name, "auto, cpu, cuda")
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ConfigError("device", name, "auto or cpu; this torch sees no CUDA device")
+    return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
+
+
+def pick_dtype(name: str, config: CheckpointConfig, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """The type to compute in; ``auto`` is the config's, else that of the stored weights.
+
+    float16 is for GPUs: on the CPU asking for it raises ``ConfigError``, and a float16 checkpoint runs in bfloat16.
+    """
+    if name == "auto":
+        stored = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+        name = config.dtype or stored.get(next(iter(checkpoint.dtypes.values()), "F32"), "float32")
+        if name not in _DTYPES:
+            name = "float32"
+        if name == "float16" and device.type == "cpu":
+            logger.warning("a float16 checkpoint on the CPU is computed in bfloat16")
+            name = "bfloat16"
+    elif name == "float16" and device.type == "cpu":
+        raise ConfigError("dtype", name, "auto, float32 or bfloat16 on the CPU")
+    return _DTYPES[name]
+
+
+def context_length(spec: ModelSpec, wanted: int | None) -> int:
+    """Longest prompt + output: the model's own limit unless a length is wanted.
+
+    A length above the limit raises ``ConfigError``. ``dynamic`` position encodings are left unstretched, as their
+    authors leave them for short texts, unless the length wanted asks for it.
+    """
+    limits = [stretched_length(rope) for rope in spec.ropes.values()]
+    limit = max(min(limits, default=spec.max_positions), spec.max_positions)
+    if wanted is None:
+        return spec.max_positions if any(rope.kind == "dynamic" for rope in spec.ropes.values()) else limit
+    if not 1 <= wanted <= limit:
+        raise ConfigError("max_model_len", wanted, f"1 to {limit} for this model")
+    return wanted
