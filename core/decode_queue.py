@@ -82,6 +82,14 @@ class DecodeQueue:
         self._file(request_id, base, request.max_total_tokens)
         self.generation += 1
 
+    def set_tokens(self, tokens: list[int]) -> None:
+        """Every row's new last known token, in row order."""
+        self.tokens = array("i", tokens)
+
+    def set_token(self, request_id: int, token: int) -> None:
+        """One row's new last known token."""
+        self.tokens[self._row_of[request_id]] = token
+
     def remove(self, request_id: int) -> None:
         """Take a row out; the last row moves into its place."""
         row = self._row_of.pop(request_id)
@@ -89,9 +97,11 @@ class DecodeQueue:
         last = len(self.ids) - 1
         if row != last:
             self._row_of[self.ids[last]] = row
-        for column in (self.ids, self.slots, self.tokens, self.requests, self._bases):
-            column[row] = column[last]  # type: ignore[index]
-            column.pop()  # type: ignore[attr-defined]
+        for column in (self.ids, self.slots, self.tokens, self._bases):
+            column[row] = column[last]
+            column.pop()
+        self.requests[row] = self.requests[last]
+        self.requests.pop()
         self.generation += 1
 
     def advance(self, stalled: list[int]) -> None:

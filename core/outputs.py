@@ -40,6 +40,8 @@ class CompletionOutput:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     """The stop token id or stop string that ended it; ``None`` for end of sequence and for length."""
+    error: str | None = None
+    """Why it failed, with ``FinishReason.ERROR``."""
 
     @property
     def finished(self) -> bool:

@@ -90,6 +90,8 @@ class Request:
     """Its running queue while it decodes."""
     num_computed_tokens: int = 0
     """While it prefills: tokens computed or in flight. While it decodes the queue's columns know."""
+    start_step: int = 0
+    """Step that made it resident; results of earlier steps are not its own."""
     num_in_flight: int = 0
     """Chunks of it that were pushed and have not come back."""
     num_cached_tokens: int | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from .decode_queue import DecodeQueue
 from .request import Request, RequestState
+from .views import RequestView
 
 
 class RequestTable:
@@ -16,6 +17,8 @@ class RequestTable:
         self.queues = [DecodeQueue(index, block_size) for index in range(num_queues)]
         self.prefilling: dict[int, Request] = {}
         """Residents that still compute known tokens, in the order they were admitted."""
+        self.stop_ids: set[int] = set()
+        """Every id that ended anybody's answer so far or may: one set test tells that a step stopped nobody."""
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -47,7 +50,7 @@ class RequestTable:
         """Queues with nothing in flight, the one pushed longest ago first."""
         return sorted((q for q in self.queues if q.idle), key=lambda q: (q.last_pushed, q.index))
 
-    def is_in_flight(self, request: Request) -> bool:
+    def is_in_flight(self, request: RequestView) -> bool:
         """Whether a pushed plan carries it; such a request is never paused."""
         if request.queue is not None:
             return not self.queues[request.queue].idle
@@ -58,6 +61,7 @@ class RequestTable:
     def add(self, request: Request) -> None:
         assert request.request_id not in self.requests
         self.requests[request.request_id] = request
+        self.stop_ids |= request.stop_ids
 
     def start_prefill(self, request: Request) -> None:
         request.move_to(RequestState.PREFILLING)
@@ -79,6 +83,8 @@ class RequestTable:
         request.num_computed_tokens = 0
         if state is RequestState.FINISHED:
             del self.requests[request.request_id]
+            if not self.requests:
+                self.stop_ids.clear()
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where the lists disagree with the requests' states."""

@@ -1,0 +1,135 @@
+"""From a checked decision to a plan the stages can run: takes slots and blocks, advances positions, publishes hashes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.errors import SchedulerError
+from ..core.request import Request, RequestEvent
+from ..core.step import RequestStart, StepPlan
+
+if TYPE_CHECKING:
+    from .core import EngineCore
+
+
+def book(core: EngineCore, plan: StepPlan, now: float) -> None:
+    """Fill in the plan's booking columns and move the books to where the step will have brought them.
+
+    Under the state lock. Raises ``SchedulerError`` where the plan needs more blocks than are free; what was booked before
+    that stays consistent, and the engine ends with the error.
+    """
+    # The order the prediction assumes: newcomers hold their hits before anybody's growth can evict them.
+    chunks = list(zip(plan.chunk_ids, plan.chunk_tokens, strict=True))
+    newcomers = [(core.table[i], n) for i, n in chunks if not core.table[i].is_resident]
+    for request, num_tokens in newcomers:
+        _hold(core, plan, request, num_tokens, now)
+    for request, num_tokens in newcomers:
+        _demand(core, request, core.kv.blocks_to_grow(request.request_id, request.num_computed_tokens + num_tokens))
+        core.kv.grow(request.request_id, request.num_computed_tokens + num_tokens)
+        plan.starts.append(_start_of(core, request))
+    started = {request.request_id for request, _ in newcomers}
+    _book_decodes(core, plan)
+    for request_id, num_tokens in chunks:
+        request = core.table[request_id]
+        start = request.num_computed_tokens
+        if request_id not in started:
+            _grow(core, plan, request, start + num_tokens)
+        assert request.slot is not None
+        plan.chunk_slots.append(request.slot)
+        plan.chunk_starts.append(start)
+        request.num_computed_tokens = start + num_tokens
+        plan.chunk_samples.append(request.num_computed_tokens == request.num_tokens)
+        core.kv.publish(request_id, request.block_hashes, request.num_computed_tokens, plan.step)
+
+
+def _book_decodes(core: EngineCore, plan: StepPlan) -> None:
+    queue, kv = core.table.queues[plan.queue], core.kv
+    if not len(plan.decode_ids):
+        return
+    whole = len(plan.decode_ids) == len(queue)
+    due = queue.due_for_block()
+    if whole:
+        stalled: list[int] = []
+        plan.decode_ids, plan.decode_slots, plan.decode_tokens = queue.ids[:], queue.slots[:], queue.tokens[:]
+        plan.decode_positions = queue.positions()
+    else:
+        chosen = set(plan.decode_ids)
+        stalled = [request_id for request_id in queue.ids if request_id not in chosen]
+        due = [request_id for request_id in due if request_id in chosen]
+        rows = [queue.row(request_id) for request_id in plan.decode_ids]
+        plan.decode_slots = [queue.slots[row] for row in rows]
+        plan.decode_tokens = [queue.tokens[row] for row in rows]
+        plan.decode_positions = [queue.position(request_id) for request_id in plan.decode_ids]
+    if len(due) > kv.num_free_blocks:
+        raise SchedulerError(
+            f"scheduler {core.scheduler_name} returned an impossible plan: its decodes open {len(due)} blocks and "
+            f"{kv.num_free_blocks} are free"
+        )
+    for request_id in due:
+        request = core.table[request_id]
+        core.extend_hashes(request)  # the block before is full, and all its tokens are known
+        kv.publish(request_id, request.block_hashes, queue.position(request_id), plan.step)
+        assert request.slot is not None
+        plan.grown_slots.append(request.slot)
+        plan.grown_blocks.append(kv.grow_by_one(request_id))
+    queue.advance(stalled)
+
+
+def _grow(core: EngineCore, plan: StepPlan, request: Request, num_tokens: int) -> None:
+    _demand(core, request, core.kv.blocks_to_grow(request.request_id, num_tokens))
+    assert request.slot is not None
+    for block in core.kv.grow(request.request_id, num_tokens):
+        plan.grown_slots.append(request.slot)
+        plan.grown_blocks.append(block)
+
+
+def _hold(core: EngineCore, plan: StepPlan, request: Request, num_tokens: int, now: float) -> None:
+    """Make a newcomer resident, with its prefix hit and a slot."""
+    resumed = request.num_preemptions > 0
+    cached = core.kv.add_sequence(
+        request.request_id,
+        request.block_hashes,
+        request.num_tokens,
+        read_prefix=request.reads_prefix_cache,
+        resumed=resumed,
+    )
+    request.slot = core.slots.acquire()
+    request.start_step = plan.step
+    core.table.start_prefill(request)
+    request.num_computed_tokens = cached
+    if cached + num_tokens > request.num_tokens:
+        raise SchedulerError(
+            f"scheduler {core.scheduler_name} returned an impossible plan: {num_tokens} tokens of request "
+            f"{request.external_id}, which has {request.num_tokens - cached} to compute behind its prefix hit"
+        )
+    if request.num_cached_tokens is None:
+        request.num_cached_tokens = cached
+    if resumed:
+        plan.resumed_ids.append(request.request_id)
+    request.record(RequestEvent.RESUMED if resumed else RequestEvent.SCHEDULED, now)
+    core.view.forget(request.request_id)
+
+
+def _start_of(core: EngineCore, request: Request) -> RequestStart:
+    assert request.slot is not None
+    return RequestStart(
+        request_id=request.request_id,
+        slot=request.slot,
+        token_ids=list(request.token_ids),
+        num_prompt_tokens=request.num_prompt_tokens,
+        block_ids=core.kv.block_ids(request.request_id),
+        sampling=request.params,
+        seed=request.seed,
+        choice_index=request.choice_index,
+        stop_ids=sorted(request.stop_ids),
+        bad_words_ids=request.bad_words_ids,
+        adapter_id=request.adapter_id,
+    )
+
+
+def _demand(core: EngineCore, request: Request, num_blocks: int) -> None:
+    if num_blocks > core.kv.num_free_blocks:
+        raise SchedulerError(
+            f"scheduler {core.scheduler_name} returned an impossible plan: request {request.external_id} needs "
+            f"{num_blocks} blocks and {core.kv.num_free_blocks} are free"
+        )

@@ -1,0 +1,325 @@
+"""The books of one engine, and what may happen to them. No threads here: every method runs under the state lock.
+
+    drain -> schedule -> check -> book          one critical section of the scheduling thread: ``schedule``
+    retire                                      one critical section of the output thread: ``retire``
+
+``EngineCore`` alone changes the books. A scheduler reads views of them and proposes a plan; the executor and the callers
+never see them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from ..core.errors import CapacityError, RequestFailedError, SchedulerError
+from ..core.outputs import FinishReason
+from ..core.request import Request, RequestEvent, RequestState
+from ..core.request_table import RequestTable
+from ..core.step import StepPlan, StepResult
+from ..kvcache.block_hash import extra_key, hash_blocks
+from ..kvcache.kv_cache_manager import KVCacheManager
+from ..kvcache.resources import ResourceManager, SequenceSlots
+from ..kvcache.view import KVView
+from ..schedulers.base import Scheduler
+from ..schedulers.limits import Limits
+from .booking import book
+from .delta import Delta
+from .plan_check import check_plan
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A plan that was booked and has not come back."""
+
+    plan: StepPlan
+    generation: int
+    """The queue's when it was booked: unchanged means that every decode row still stands."""
+    requests: list[Request]
+    """In the order of ``plan.sampled_ids``."""
+    pushed_at: float
+    schedule_seconds: float = 0.0
+    """What scheduling and booking took; noted by the scheduling thread."""
+
+
+@dataclass(slots=True)
+class Retired:
+    """What a retirement leaves to be told outside the lock."""
+
+    flight: InFlight
+    requests: list[Request] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    """Index of each token in ``StepResult.tokens``, to look up its log-probabilities."""
+    chunked: list[Request] = field(default_factory=list)
+    """Requests whose chunk this step computed and that still live."""
+    first_tokens: list[Request] = field(default_factory=list)
+    finished: dict[int, tuple[FinishReason, int | None]] = field(default_factory=dict)
+    """By request id: reason and stop token."""
+    failed: list[Delta] = field(default_factory=list)
+    since_last: float | None = None
+    """Seconds since this queue's last retirement: the decodes' inter-token time."""
+
+
+class EngineCore:
+    """Request table, running queues, in-flight FIFO, KV manager, resources, stop checks."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        kv: KVCacheManager,
+        scheduler: Scheduler,
+        resources: ResourceManager,
+        *,
+        num_queues: int,
+        scheduler_name: str = "default",
+    ) -> None:
+        self.limits, self.kv, self.scheduler, self.resources = limits, kv, scheduler, resources
+        self.scheduler_name = scheduler_name
+        self.table = RequestTable(num_queues, kv.block_size)
+        self.slots = SequenceSlots(limits.max_num_seqs)
+        self.view = KVView(kv)
+        self.in_flight: deque[InFlight] = deque()
+        self.epoch = 0
+        self.num_preemptions = 0
+        self.outbox: list[Delta] = []
+        """Ends decided while scheduling; the output thread delivers them."""
+        self._step = 0
+        self._finished_ids: list[int] = []
+        self._retired_at = [0.0] * num_queues
+
+    # -- arrivals and departures
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.table) - self.table.num_resident
+
+    @property
+    def is_idle(self) -> bool:
+        return not len(self.table) and not self.in_flight
+
+    def add(self, request: Request, now: float) -> None:
+        """Take a request from the inbox."""
+        self.table.add(request)
+        request.record(RequestEvent.QUEUED, now)
+        self.scheduler.add(request)
+
+    def abort(self, request_id: int, now: float, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End a request wherever it is; ids that ended already are ignored. A late result of it is dropped."""
+        request = self.table.get(request_id)
+        if request is not None:
+            self.finish(request, now)
+            self.outbox.append(Delta(request, [], now, finish_reason=reason))
+
+    def fail(self, request: Request, error: Exception, now: float) -> None:
+        """End a request with an error; its caller is told through the outbox."""
+        self.finish(request, now)
+        self.outbox.append(Delta(request, [], now, finish_reason=FinishReason.ERROR, error=error))
+
+    def finish(self, request: Request, now: float) -> None:
+        """Take a request off every book and give back what it holds."""
+        self._give_back(request)
+        self.table.leave(request, RequestState.FINISHED)
+        request.record(RequestEvent.FINISHED, now)
+        self.scheduler.abort(request.request_id)
+        self.view.forget(request.request_id)
+        self._finished_ids.append(request.request_id)
+
+    # -- scheduling
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """The next plan to push, booked and in the FIFO; ``None`` when nothing can run until the books change.
+
+        Raises ``SchedulerError`` naming the scheduler where it raises or breaks a rule; nothing was taken then.
+        """
+        while True:
+            try:
+                plan = self.scheduler.schedule(now, self.table, self.view)
+            except Exception as error:
+                raise SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}") from error
+            if plan is None:
+                if self._is_stuck():
+                    self._fail_head(now)
+                    continue
+                return None
+            check_plan(plan, self.table, self.limits, self.scheduler_name)
+            for request_id in plan.paused_ids:
+                self.pause(self.table[request_id], now)
+            if not plan.num_rows:
+                continue
+            self._step += 1
+            plan.epoch, plan.step = self.epoch, self._step
+            plan.finished_ids, self._finished_ids = self._finished_ids, []
+            book(self, plan, now)
+            self._enter(plan, now)
+            for name, problem in self.resources.prepare_resources(plan):
+                self._fail_rows(plan, RequestFailedError(f"resource {name} could not prepare: {problem!r}"), now)
+            return plan
+
+    def _enter(self, plan: StepPlan, now: float) -> None:
+        """Enter a booked plan into the FIFO, before anybody pushes it."""
+        queue = self.table.queues[plan.queue]
+        queue.in_flight += 1
+        queue.last_pushed = plan.step
+        requests = [self.table[request_id] for request_id in plan.sampled_ids]
+        for request_id in plan.chunk_ids:
+            self.table[request_id].num_in_flight += 1
+        self.in_flight.append(InFlight(plan, queue.generation, requests, now))
+
+    def pause(self, request: Request, now: float) -> None:
+        """Take a resident's blocks back; it waits to be recomputed from its known tokens."""
+        self._give_back(request)
+        self.table.leave(request, RequestState.PAUSED)
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        request.record(RequestEvent.PAUSED, now)
+
+    def extend_hashes(self, request: Request) -> None:
+        """Hash the blocks that its known tokens have filled since."""
+        if not self.kv.enable_prefix_caching:
+            return
+        hash_blocks(
+            request.token_ids,
+            self.kv.block_size,
+            known=request.block_hashes,
+            extra=extra_key(request.adapter_id, request.cache_salt),
+        )
+
+    def _give_back(self, request: Request) -> None:
+        if not request.is_resident:
+            return
+        assert request.slot is not None
+        if request.queue is not None:
+            # Tagged with the newest step: should any step in flight fail, these go with it.
+            self.extend_hashes(request)
+            computed = self.table.queues[request.queue].position(request.request_id)
+            self.kv.publish(request.request_id, request.block_hashes, computed, self._step)
+        self.resources.free_resources(request)
+        self.kv.free(request.request_id)
+        self.slots.release(request.slot)
+        request.slot = None
+        request.num_in_flight = 0
+
+    def _is_stuck(self) -> bool:
+        return self.scheduler.has_work and not self.in_flight and self.table.num_resident == 0
+
+    def _fail_head(self, now: float) -> None:
+        waiting = (r for r in self.table.requests.values() if r.state in (RequestState.WAITING, RequestState.PAUSED))
+        head = min(waiting, key=lambda r: r.request_id)
+        lacking = self.resources.shortage(head)
+        cause = f"resource {lacking} has too little for it" if lacking else (
+            f"it needs room for {head.num_tokens} tokens and {self.kv.num_free_blocks} of {self.kv.num_usable_blocks} "
+            f"blocks of {self.kv.block_size} are free"
+        )
+        advice = "make the resource larger" if lacking else "raise num_kv_blocks or lower max_tokens"
+        self.fail(head, CapacityError(f"request {head.external_id} can never run: {cause}; {advice}"), now)
+
+    # -- retirement
+
+    def retire(self, result: StepResult, now: float) -> Retired | None:
+        """Advance the books by what came back; ``None`` for a result of another epoch.
+
+        Results retire in the order of the pushes; rows whose request ended or was paused since are dropped.
+        """
+        if result.epoch != self.epoch:
+            return None
+        flight = self.in_flight.popleft()
+        plan = flight.plan
+        assert plan.step == result.step, f"result of step {result.step}, expected {plan.step}"
+        queue = self.table.queues[plan.queue]
+        queue.in_flight -= 1
+        retired = Retired(flight)
+        for request_id in plan.chunk_ids:
+            request = self.table.get(request_id)
+            if request is not None and request.is_resident and request.start_step <= plan.step:
+                request.num_in_flight -= 1
+                retired.chunked.append(request)
+        if len(plan.decode_ids):
+            retired.since_last = now - self._retired_at[plan.queue]
+        self._retired_at[plan.queue] = now
+        if result.error is not None:
+            self._fail_step(plan, result.error, now)
+        else:
+            self._advance(flight, result, retired, now)
+        for name, problem in self.resources.update_resources(plan):
+            self._fail_rows(plan, RequestFailedError(f"resource {name} failed after its step: {problem!r}"), now)
+        self.scheduler.update(plan, list(retired.finished))
+        retired.failed, self.outbox = self.outbox, []
+        return retired
+
+    def _advance(self, flight: InFlight, result: StepResult, retired: Retired, now: float) -> None:
+        plan, tokens = flight.plan, result.tokens
+        queue = self.table.queues[plan.queue]
+        num_decodes = len(plan.decode_ids)
+        if flight.generation == queue.generation and num_decodes == len(queue):
+            for request, token in zip(flight.requests[:num_decodes], tokens, strict=False):
+                request.token_ids.append(token)
+            queue.set_tokens(tokens[:num_decodes])
+            retired.requests, retired.tokens = flight.requests[:num_decodes], tokens[:num_decodes]
+            retired.rows = list(range(num_decodes))
+        else:
+            for row in range(num_decodes):
+                request = flight.requests[row]
+                if request.request_id in queue:
+                    request.token_ids.append(tokens[row])
+                    queue.set_token(request.request_id, tokens[row])
+                    self._tell(retired, request, tokens[row], row)
+        for request_id in queue.due_for_length():
+            retired.finished[request_id] = (FinishReason.LENGTH, None)
+        for row in range(num_decodes, len(tokens)):
+            request = flight.requests[row]
+            if self._still_prefills(request, plan):
+                self._join(request, plan.queue, tokens[row], now)
+                self._tell(retired, request, tokens[row], row)
+                if request.num_output_tokens == 1:
+                    retired.first_tokens.append(request)
+                if request.num_tokens >= request.max_total_tokens:
+                    retired.finished[request.request_id] = (FinishReason.LENGTH, None)
+        self._check_stops(retired)
+        for request_id in retired.finished:
+            self.finish(self.table[request_id], now)
+
+    @staticmethod
+    def _tell(retired: Retired, request: Request, token: int, row: int) -> None:
+        retired.requests.append(request)
+        retired.tokens.append(token)
+        retired.rows.append(row)
+
+    def _still_prefills(self, request: Request, plan: StepPlan) -> bool:
+        return request.state is RequestState.PREFILLING and request.start_step <= plan.step
+
+    def _join(self, request: Request, queue: int, token: int, now: float) -> None:
+        request.token_ids.append(token)
+        if request.num_output_tokens == 1:
+            request.record(RequestEvent.FIRST_TOKEN, now)
+        self.table.start_decode(request, queue)
+
+    def _check_stops(self, retired: Retired) -> None:
+        """Stop ids win over length; one set test when nobody stopped."""
+        if self.table.stop_ids.isdisjoint(retired.tokens):
+            return
+        for request, token in zip(retired.requests, retired.tokens, strict=True):
+            if token in request.stop_ids and request.num_output_tokens >= request.params.min_tokens:
+                listed = token in request.params.stop_token_ids
+                retired.finished[request.request_id] = (FinishReason.STOP, token if listed else None)
+
+    def _fail_step(self, plan: StepPlan, error: str, now: float) -> None:
+        """The step's requests fail; whoever built on what it would have written is recomputed."""
+        self._fail_rows(plan, RequestFailedError(f"step {plan.step} failed: {error}"), now)
+        for request_id in self.kv.withdraw(plan.step):
+            request = self.table.get(request_id)
+            if request is not None and request.is_resident:
+                self.pause(request, now)
+                self.scheduler.add(request)
+
+    def _fail_rows(self, plan: StepPlan, error: Exception, now: float) -> None:
+        for request_id in (*plan.decode_ids, *plan.chunk_ids):
+            request = self.table.get(request_id)
+            if request is not None and request.is_resident and request.start_step <= plan.step:
+                self.fail(request, error, now)
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` where the books disagree with each other."""
+        self.kv.check_integrity()
+        self.table.check_integrity()
+        assert self.table.num_resident == self.limits.max_num_seqs - self.slots.available()

@@ -1,0 +1,193 @@
+"""One running engine: its executor, its two threads, and how they start and end. What ``LLM`` drives."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+
+from ..core.config import EngineConfig
+from ..core.errors import EngineDeadError
+from ..kvcache.kv_cache_manager import KVCacheManager
+from ..kvcache.resources import BaseResourceManager, ResourceManager
+from ..metrics.engine_metrics import BooksSample, EngineMetrics
+from ..schedulers.limits import Limits
+from ..schedulers.registry import make_scheduler
+from ..core.version import __version__
+from .core import EngineCore
+from .executors.base import Executor, ExecutorInfo
+from .stats import StepStats
+from .threads.delivery_thread import DeliveryThread
+from .threads.output_thread import OutputThread
+from .threads.scheduling_thread import SchedulingThread
+from .threads.state import EngineState
+
+MAX_STATS = 1000
+JOIN_TIMEOUT = 30.0
+_numbers = itertools.count()
+_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """Starts in its constructor: returns when the model is loaded, raises what start-up raised.
+
+    Any thread may use it. The threads hold the state and the executor, never this object, so a forgotten engine is
+    collected and ends.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        *,
+        on_cuda: bool = False,
+        registry: CollectorRegistry | None = None,
+        model_name: str = "",
+        engine_label: str | None = None,
+        resources: Sequence[BaseResourceManager] = (),
+    ) -> None:
+        self.config = config
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self.stats: deque[StepStats] = deque(maxlen=MAX_STATS)
+        self._close_lock = threading.Lock()
+        self._executor = executor
+        self._delivery: DeliveryThread | None = None
+        self.name = f"llm-engine-{next(_numbers)}"
+        books: _Books = _Books()
+        self.metrics = EngineMetrics(
+            self.registry, model_name=model_name, version=__version__, engine=engine_label, books=books
+        )
+        make_state = _StateMaker(config, executor.num_stages, on_cuda, resources)
+        self._output = OutputThread(executor, make_state, self.metrics, self.stats, f"{self.name}-output")
+        self._output.thread.start()
+        try:
+            self.state = books.state = self._output.started.result()
+        except BaseException:
+            self._output.thread.join(JOIN_TIMEOUT)
+            self.metrics.close()
+            raise
+        assert make_state.info is not None
+        self.info: ExecutorInfo = make_state.info
+        self._scheduling = SchedulingThread(self.state, executor, f"{self.name}-scheduling")
+        self._scheduling.thread.start()
+        self._ender = weakref.finalize(self, _signal_end, self.state, executor)
+        self._ender.atexit = False
+        _running.add(self)
+
+    @property
+    def limits(self) -> Limits:
+        return self.state.core.limits
+
+    @property
+    def kv(self) -> KVCacheManager:
+        """For its constants and pure estimates; its books belong to the state lock."""
+        return self.state.core.kv
+
+    @property
+    def dead_cause(self) -> EngineDeadError | None:
+        """Why the engine cannot go on; ``None`` while it can."""
+        return self.state.dead
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be taken in now."""
+        return not self.state.over
+
+    def delivery(self) -> DeliveryThread:
+        """The thread that resolves futures, started at the first call."""
+        with self._close_lock:
+            if self._delivery is None:
+                self._delivery = DeliveryThread(self.state, f"{self.name}-delivery")
+                self._delivery.thread.start()
+            return self._delivery
+
+    def close(self) -> None:
+        """Stop the threads and the stages, failing what is left. Any thread, any number of times; a callback too."""
+        self._ender.detach()
+        _signal_end(self.state, self._executor)
+        threads = [self._scheduling.thread, self._output.thread]
+        if threading.current_thread() not in threads:
+            for thread in threads:
+                thread.join(JOIN_TIMEOUT)
+        with self._close_lock:
+            delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            delivery.close()
+            if threading.current_thread() is not delivery.thread:
+                delivery.thread.join(JOIN_TIMEOUT)
+        self.metrics.close()
+        _running.discard(self)
+
+
+def _signal_end(state: EngineState, executor: Executor) -> None:
+    """Tell the threads to end, waiting for none of them: safe in a garbage collection."""
+    state.stop()
+    executor.wake()
+
+
+class _Books:
+    """What the metrics ask at a scrape."""
+
+    state: EngineState | None = None
+
+    def __call__(self) -> BooksSample:
+        if self.state is None:
+            return BooksSample()
+        with self.state.changed:
+            core = self.state.core
+            return BooksSample(
+                num_running=core.table.num_resident,
+                num_waiting=core.num_waiting,
+                kv_usage_ratio=core.kv.usage,
+                prefix_queries=core.kv.prefix_queries,
+                prefix_hits=core.kv.prefix_hits,
+                num_preemptions=core.num_preemptions,
+            )
+
+
+class _StateMaker:
+    """Builds the books once start-up has found out how many blocks there are. Called by the output thread."""
+
+    def __init__(
+        self, config: EngineConfig, num_stages: int, on_cuda: bool, resources: Sequence[BaseResourceManager]
+    ) -> None:
+        self._config, self._num_stages, self._on_cuda, self._resources = config, num_stages, on_cuda, resources
+        self.info: ExecutorInfo | None = None
+
+    def __call__(self, info: ExecutorInfo) -> EngineState:
+        self.info = info
+        config, settings = self._config, self._config.scheduler
+        limits = Limits(
+            max_num_seqs=settings.max_num_seqs,
+            max_micro_batch_seqs=settings.max_micro_batch_seqs or settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens or (2048 if self._on_cuda else 512),
+            chunk_unit=settings.chunk_unit or info.block_size,
+            long_prefill_token_threshold=settings.long_prefill_token_threshold,
+        )
+        kv = KVCacheManager(
+            info.num_kv_blocks,
+            info.block_size,
+            enable_prefix_caching=config.cache.enable_prefix_caching,
+            sliding_window=info.model.sliding_window,
+        )
+        resources = ResourceManager(self._resources)
+        core = EngineCore(
+            limits,
+            kv,
+            make_scheduler(settings, limits, resources),
+            resources,
+            num_queues=self._num_stages,
+            scheduler_name=settings.scheduler,
+        )
+        return EngineState(core, max_num_waiting=settings.max_num_waiting)
+
+
+@atexit.register
+def _close_running() -> None:
+    for engine in list(_running):
+        engine.close()

@@ -1,0 +1,141 @@
+"""From what a caller asks to requests for the inbox: validates, tokenizes, hashes blocks. In the caller's thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.errors import InvalidParamsError, PromptTooLongError
+from ..core.request import Request, RequestId
+from ..core.sampling_params import SamplingParams
+from ..kvcache.block_hash import extra_key, hash_blocks
+from ..kvcache.kv_cache_manager import KVCacheManager
+from ..workers.model_engine import ModelInfo
+from .delta import Sink
+from .tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+_MASK = 2**64 - 1
+
+
+class InputProcessor:
+    """Any thread may call it; raises before anything reaches the engine."""
+
+    def __init__(
+        self, model: ModelInfo, kv: KVCacheManager, tokenizer: Tokenizer | None, *, max_chunk: int, seed: int
+    ) -> None:
+        self._model, self._tokenizer, self._seed = model, tokenizer, seed
+        self._kv, self._max_chunk = kv, max_chunk
+        self._eos = frozenset(model.eos_token_ids)
+        self._lock = threading.Lock()
+        self._next_id = 0
+
+    def make_requests(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        sink: Sink,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        tenant: str | None = None,
+        adapter_id: str | None = None,
+        cache_salt: str | None = None,
+    ) -> list[Request]:
+        """One request per choice. Raises ``InvalidParamsError`` naming the field, its value and what is allowed."""
+        token_ids = self._token_ids(prompt)
+        max_total = self._max_total_tokens(len(token_ids), params)
+        self._check_params(params)
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise InvalidParamsError("priority", priority, "a whole number")
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
+        bad_words = self._tokenizer.bad_words_ids(params.bad_words) if params.bad_words and self._tokenizer else []
+        hashes = []
+        if self._kv.enable_prefix_caching:
+            hashes = hash_blocks(token_ids, self._kv.block_size, known=[], extra=extra_key(adapter_id, cache_salt))
+        external_id, arrival, first = request_id or uuid.uuid4().hex, time.monotonic(), self._take_ids(params.n)
+        seed = params.seed if params.seed is not None else self._seed * 0x9E3779B97F4A7C15 + first + 1
+        return [
+            Request(
+                request_id=RequestId(first + index),
+                external_id=external_id,
+                prompt_token_ids=token_ids,
+                params=params,
+                max_total_tokens=max_total,
+                arrival=arrival,
+                stop_ids=stop_ids,
+                seed=seed & _MASK,
+                choice_index=index,
+                priority=priority,
+                tenant=tenant,
+                adapter_id=adapter_id,
+                cache_salt=cache_salt,
+                bad_words_ids=bad_words,
+                block_hashes=list(hashes),
+                sink=sink,
+            )
+            for index in range(params.n)
+        ]
+
+    def _take_ids(self, count: int) -> int:
+        with self._lock:
+            first, self._next_id = self._next_id, self._next_id + count
+        return first
+
+    def _token_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                raise InvalidParamsError("prompt", prompt, "token ids: this engine has no tokenizer")
+            token_ids = self._tokenizer.encode(prompt)
+        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+            token_ids = list(prompt)
+            vocab = self._model.vocab_size
+            for token_id in token_ids:
+                if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab:
+                    raise InvalidParamsError("prompt", token_id, f"a text, or token ids from 0 to {vocab - 1}")
+        else:
+            raise InvalidParamsError("prompt", prompt, "a text or a list of token ids")
+        if not token_ids:
+            raise InvalidParamsError("prompt", prompt, "at least one token")
+        return token_ids
+
+    def _max_total_tokens(self, num_prompt: int, params: SamplingParams) -> int:
+        limit = self._model.max_model_len
+        if num_prompt >= limit:
+            raise PromptTooLongError(
+                "prompt", f"{num_prompt} tokens", f"at most {limit - 1}, the context of {limit} less one for the answer"
+            )
+        if params.max_tokens is not None and num_prompt + params.max_tokens > limit:
+            raise PromptTooLongError(
+                "max_tokens", params.max_tokens,
+                f"at most {limit - num_prompt}: the context is {limit} and the prompt takes {num_prompt}",
+            )
+        total = limit if params.max_tokens is None else num_prompt + params.max_tokens
+        usable, size = self._kv.num_usable_blocks, self._kv.block_size
+        # The last token is sampled but never computed: it needs no room.
+        needed = self._kv.peak_blocks(total - 1, self._max_chunk)
+        if needed > usable and params.max_tokens is None:
+            total = min(total, usable * size + 1)  # "the rest of the context" is what the cache can hold of it
+            needed = self._kv.peak_blocks(max(total - 1, num_prompt), self._max_chunk)
+        if needed > usable or total <= num_prompt:
+            field, value = ("prompt", f"{num_prompt} tokens") if params.max_tokens is None else (
+                "max_tokens", params.max_tokens)
+            raise PromptTooLongError(
+                field, value,
+                f"prompt and output of at most {usable * size} tokens, which is all the KV cache holds "
+                f"({usable} blocks of {size}); the prompt takes {num_prompt}",
+            )
+        return total
+
+    def _check_params(self, params: SamplingParams) -> None:
+        vocab = self._model.vocab_size
+        for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            for token_id in getattr(params, name):
+                if token_id >= vocab:
+                    raise InvalidParamsError(name, token_id, f"token ids from 0 to {vocab - 1}")
+        for name in ("stop", "bad_words"):
+            if getattr(params, name) and self._tokenizer is None:
+                raise InvalidParamsError(name, getattr(params, name), "none: this engine has no tokenizer")

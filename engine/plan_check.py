@@ -1,0 +1,53 @@
+"""Refuses an impossible plan before anything is taken for it, naming the rule it breaks."""
+
+from __future__ import annotations
+
+from ..core.errors import SchedulerError
+from ..core.request import RequestState
+from ..core.request_table import RequestTable
+from ..core.step import StepPlan
+from ..schedulers.limits import Limits
+
+
+def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: str) -> None:
+    """Raise ``SchedulerError`` where the plan breaks a rule. Block needs are checked while booking."""
+
+    def refuse(rule: str) -> None:
+        raise SchedulerError(f"scheduler {scheduler} returned an impossible plan: {rule}")
+
+    if not 0 <= plan.queue < len(table.queues):
+        refuse(f"queue {plan.queue} of {len(table.queues)}")
+    queue = table.queues[plan.queue]
+    if plan.num_rows and not queue.idle:
+        refuse(f"queue {plan.queue} is in flight")
+    if len(plan.chunk_ids) != len(plan.chunk_tokens):
+        refuse(f"{len(plan.chunk_ids)} chunk ids with {len(plan.chunk_tokens)} token counts")
+    if plan.num_rows > limits.max_micro_batch_seqs:
+        refuse(f"{plan.num_rows} rows, max_micro_batch_seqs is {limits.max_micro_batch_seqs}")
+    if plan.num_tokens > limits.max_num_batched_tokens:
+        refuse(f"{plan.num_tokens} tokens, max_num_batched_tokens is {limits.max_num_batched_tokens}")
+    seen: set[int] = set(plan.paused_ids)
+    if len(seen) != len(plan.paused_ids):
+        refuse("a request is paused twice")
+    for request_id in plan.paused_ids:
+        request = table.get(request_id)
+        if request is None or not request.is_resident:
+            refuse(f"pauses request {request_id}, which holds no blocks")
+        elif table.is_in_flight(request):
+            refuse(f"pauses request {request_id}, which is in flight")
+    for request_id in plan.decode_ids:
+        if request_id not in queue:
+            refuse(f"decodes request {request_id}, which is not in queue {plan.queue}")
+    rows = [*plan.decode_ids, *plan.chunk_ids]
+    if len(set(rows)) != len(rows) or not seen.isdisjoint(rows):
+        refuse("a request stands in it twice")
+    newcomers = 0
+    for request_id, num_tokens in zip(plan.chunk_ids, plan.chunk_tokens, strict=True):
+        request = table.get(request_id)
+        if request is None or request.state in (RequestState.DECODING, RequestState.PARKED):
+            refuse(f"computes a chunk of request {request_id}, which has none to compute")
+        elif not 0 < num_tokens <= request.num_tokens - request.num_computed_tokens:
+            refuse(f"computes {num_tokens} tokens of request {request_id}")
+        newcomers += request is not None and not request.is_resident
+    if table.num_resident - len(seen) + newcomers > limits.max_num_seqs:
+        refuse(f"more residents than max_num_seqs, {limits.max_num_seqs}")

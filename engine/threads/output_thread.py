@@ -1,0 +1,142 @@
+"""The thread that collects results and brings the books up to date. It alone writes to the requests' sinks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from ...core.errors import EngineDeadError
+from ...core.outputs import FinishReason
+from ...core.step import StepResult
+from ...metrics.engine_metrics import EngineMetrics
+from ..core import Retired
+from ..delta import Delta
+from ..executors.base import Executor, ExecutorInfo, StageDied
+from ..stats import StepStats
+from .reporting import deltas_of, record_finished, record_step
+from .state import EngineState
+
+logger = logging.getLogger(__name__)
+
+COLLECT_TIMEOUT = 5.0
+"""Seconds; only so that no wait is endless, nothing depends on it."""
+
+
+class OutputThread:
+    """Starts the stages, then retires results in order, and at the end fails whoever is left and stops the stages.
+
+    ``make_state`` is called once the stages are up, with what start-up found; ``started`` resolves to the state or
+    carries what went wrong.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        make_state: Callable[[ExecutorInfo], EngineState],
+        metrics: EngineMetrics,
+        stats: deque[StepStats],
+        name: str,
+    ) -> None:
+        self._executor, self._make_state = executor, make_state
+        self._metrics, self._stats = metrics, stats
+        self.started: Future[EngineState] = Future()
+        self.thread = threading.Thread(target=self.run, name=name, daemon=True)
+
+    def run(self) -> None:
+        """Start-up, the loop, the end."""
+        try:
+            state = self._make_state(self._executor.start())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            self._executor.shutdown()
+            self.started.set_exception(error)
+            return
+        self.started.set_result(state)
+        try:
+            while self.collect_once(state, COLLECT_TIMEOUT):
+                pass
+        except BaseException as error:  # noqa: BLE001 - recorded and told to every waiter
+            state.die(error)
+        finally:
+            self._end(state)
+
+    def collect_once(self, state: EngineState, timeout: float | None) -> bool:
+        """Take in one result, wake-up or death, and tell those concerned. False when the engine is over."""
+        collected = self._executor.collect(timeout)
+        if isinstance(collected, StepResult):
+            self._retire(state, collected)
+        elif isinstance(collected, StageDied):
+            state.die(EngineDeadError(f"stage {collected.stage} died: {collected.cause}"))
+        else:
+            with state.changed:
+                ended, state.core.outbox = state.core.outbox, []
+            self._deliver(ended)
+        return not state.over
+
+    def _retire(self, state: EngineState, result: StepResult) -> None:
+        with state.changed:
+            now = state.clock()
+            retired = state.core.retire(result, now)
+            if retired is None:
+                return
+            stats = self._stats_of(state, retired, result, now)
+            state.bump()
+        self._stats.append(stats)
+        self._deliver([*deltas_of(retired, result, now), *retired.failed])
+        record_step(self._metrics, retired, stats)
+
+    @staticmethod
+    def _stats_of(state: EngineState, retired: Retired, result: StepResult, now: float) -> StepStats:
+        core, flight, plan = state.core, retired.flight, retired.flight.plan
+        return StepStats(
+            step=plan.step,
+            queue=plan.queue,
+            num_decodes=len(plan.decode_ids),
+            num_chunks=len(plan.chunk_ids),
+            num_tokens=plan.num_tokens,
+            num_paused=len(plan.paused_ids),
+            num_resumed=len(plan.resumed_ids),
+            num_finished=len(retired.finished),
+            num_running=core.table.num_resident,
+            num_waiting=core.num_waiting,
+            kv_usage=core.kv.usage,
+            pushed_at=flight.pushed_at,
+            retired_at=now,
+            schedule_seconds=flight.schedule_seconds,
+            update_seconds=state.clock() - now,
+            busy=tuple(result.busy),
+            failed=result.error is not None,
+        )
+
+    def _deliver(self, deltas: list[Delta]) -> None:
+        """Hand each sink its deltas of this step in one go."""
+        by_sink: dict[int, list[Delta]] = {}
+        for delta in deltas:
+            by_sink.setdefault(id(delta.request.sink), []).append(delta)
+        for batch in by_sink.values():
+            batch[0].request.sink.deliver(batch)
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                record_finished(self._metrics, delta)
+
+    def _end(self, state: EngineState) -> None:
+        """Nobody is left without an answer, and no stage without an end.
+
+        The books may be what broke, so they are only read here: everybody they list is told, and they are not used again.
+        """
+        with state.changed:
+            now = state.clock()
+            error = state.dead or EngineDeadError("the engine was closed before the request finished")
+            ended = [*state.core.outbox]
+            ended += [
+                Delta(request, [], now, finish_reason=FinishReason.ERROR, error=error) for request in state.take_everybody()
+            ]
+            state.stopping = True
+            state.bump()
+            problems = state.core.resources.shutdown()
+        for name, problem in problems:
+            logger.error("resource %s failed while shutting down: %r", name, problem)
+        self._deliver(ended)
+        self._executor.shutdown()

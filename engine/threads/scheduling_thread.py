@@ -1,0 +1,51 @@
+"""The thread that schedules and pushes. It never waits for a result."""
+
+from __future__ import annotations
+
+import threading
+
+from ..executors.base import Executor
+from .state import EngineState
+
+
+class SchedulingThread:
+    """Waits until the state is newer than its last look, decides, books, pushes."""
+
+    def __init__(self, state: EngineState, executor: Executor, name: str) -> None:
+        self._state, self._executor = state, executor
+        self._seen = -1
+        self.thread = threading.Thread(target=self.run, name=name, daemon=True)
+
+    def run(self) -> None:
+        """The loop; ends when the engine stops or dies. What kills it fails every waiter (output thread)."""
+        try:
+            while self.schedule_once():
+                pass
+        except BaseException as error:  # noqa: BLE001 - recorded and told to every waiter
+            self._state.die(error)
+            self._executor.wake()
+
+    def schedule_once(self, *, wait: bool = True) -> bool:
+        """Make and push at most one plan; sleeps first when nothing changed since the last look found nothing.
+
+        False when the engine is over. With ``wait=False`` it never sleeps, for tests and simulation.
+        """
+        state = self._state
+        with state.changed:
+            while wait and state.version == self._seen and not state.over:
+                state.changed.wait()
+            if state.over:
+                return False
+            began = state.clock()
+            state.drain_inbox(began)
+            plan = state.core.schedule(began)
+            if plan is None:
+                self._seen = state.version
+            else:
+                state.core.in_flight[-1].schedule_seconds = state.clock() - began
+            must_wake = bool(state.core.outbox)
+        if plan is not None:
+            self._executor.push(plan)
+        if must_wake:
+            self._executor.wake()
+        return True

@@ -1,0 +1,107 @@
+"""What the threads and the callers share: one lock, one condition, and what they cover."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ...core.errors import EngineDeadError, QueueFullError
+from ...core.outputs import FinishReason
+from ...core.request import Request
+from ..core import EngineCore
+
+Clock = Callable[[], float]
+
+
+class EngineState:
+    """``changed`` is the state lock. It covers the core's books, the inbox, ``version``, ``stopping`` and ``dead``.
+
+    It is held for drain + schedule + booking and for retiring, never while pushing, collecting, tokenizing, logging or
+    calling back, and no other lock is taken under it. ``version`` rises on every submit, abort, retirement, executor
+    event and shutdown: the scheduling thread sleeps until it is newer than the one it last looked at, so no wake-up is
+    lost and nothing spins.
+    """
+
+    def __init__(self, core: EngineCore, *, max_num_waiting: int | None = None, clock: Clock = time.monotonic) -> None:
+        self.core = core
+        self.clock = clock
+        # Reentrant because a stream that is garbage-collected cancels itself, and a collection may start in a thread
+        # that holds the lock; what ``abort`` touches may change at any point of a critical section.
+        self.changed = threading.Condition(threading.RLock())
+        self.version = 0
+        self.stopping = False
+        self.dead: EngineDeadError | None = None
+        self._max_num_waiting = max_num_waiting
+        self._arrivals: deque[Request] = deque()
+        self._aborts: deque[tuple[int, FinishReason]] = deque()
+
+    # -- any thread
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Append to the inbox, all or none. Raises ``EngineDeadError`` or ``QueueFullError``."""
+        requests = list(requests)
+        with self.changed:
+            self.raise_if_over()
+            waiting = self.core.num_waiting + len(self._arrivals)
+            if self._max_num_waiting is not None and waiting + len(requests) > self._max_num_waiting:
+                raise QueueFullError(f"{waiting} requests wait already; max_num_waiting is {self._max_num_waiting}")
+            self._arrivals.extend(requests)
+            self.bump()
+
+    def abort(self, request_ids: Iterable[int], reason: FinishReason = FinishReason.ABORT) -> None:
+        """Ask for these requests to end; each is told through its sink. Ids that ended already are ignored."""
+        with self.changed:
+            self._aborts.extend((request_id, reason) for request_id in request_ids)
+            self.bump()
+
+    def stop(self) -> None:
+        """Tell both threads to end."""
+        with self.changed:
+            self.stopping = True
+            self.bump()
+
+    def die(self, cause: BaseException) -> None:
+        """Record the first cause of the engine's death; everybody is failed by the output thread."""
+        with self.changed:
+            if self.dead is None:
+                self.dead = EngineDeadError(f"the engine is dead: {cause or type(cause).__name__}")
+                self.dead.__cause__ = cause
+            self.bump()
+
+    def notify(self) -> None:
+        """Something outside the books changed (a user's resource): look again."""
+        with self.changed:
+            self.bump()
+
+    # -- under the lock
+
+    def bump(self) -> None:
+        self.version += 1
+        self.changed.notify_all()
+
+    @property
+    def over(self) -> bool:
+        return self.stopping or self.dead is not None
+
+    def raise_if_over(self) -> None:
+        if self.dead is not None:
+            raise self.dead
+        if self.stopping:
+            raise EngineDeadError("the engine is closed")
+
+    def drain_inbox(self, now: float) -> None:
+        """Carry arrivals and aborts into the books, arrivals first: an abort never overtakes its request."""
+        while self._arrivals:
+            self.core.add(self._arrivals.popleft(), now)
+        while self._aborts:
+            request_id, reason = self._aborts.popleft()
+            self.core.abort(request_id, now, reason)
+
+    def take_everybody(self) -> list[Request]:
+        """Every request that has not ended, the inbox included; the engine is over."""
+        everybody = [*self.core.table.requests.values(), *self._arrivals]
+        self._arrivals.clear()
+        self._aborts.clear()
+        return everybody

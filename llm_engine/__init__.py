@@ -1,0 +1,117 @@
+"""llm-engine: LLM inference on plain threads, with schedulers you can swap by name.
+
+    from llm_engine import LLM, SamplingParams
+
+    with LLM() as llm:
+        print(llm.generate("Once upon a time")[0].outputs[0].text)
+
+Importing this package loads no torch, starts nothing and configures nothing; names are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .core.version import __version__
+
+if TYPE_CHECKING:
+    from .core.config import EngineConfig
+    from .core.errors import (
+        CapacityError,
+        ConfigError,
+        EngineDeadError,
+        EngineError,
+        InvalidParamsError,
+        ModelLoadError,
+        ModelNotFoundError,
+        PromptTooLongError,
+        QueueFullError,
+        RequestAbortedError,
+        RequestError,
+        RequestFailedError,
+        SchedulerError,
+    )
+    from .core.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
+    from .core.sampling_params import SamplingParams
+    from .core.step import StepPlan, TokenLogprobs
+    from .engine.executors.base import Executor
+    from .engine.llm import LLM
+    from .engine.stats import StepStats
+    from .engine.stream import RequestStream
+    from .kvcache.resources import BaseResourceManager
+    from .schedulers.base import Capacity, MicroBatch, Ordering, Scheduler, Verdict
+    from .schedulers.limits import Limits
+    from .workers.model_engine import ModelEngine, ModelInfo
+
+_HOMES = {
+    "core.config": ("EngineConfig",),
+    "core.errors": (
+        "CapacityError", "ConfigError", "EngineDeadError", "EngineError", "InvalidParamsError", "ModelLoadError",
+        "ModelNotFoundError", "PromptTooLongError", "QueueFullError", "RequestAbortedError", "RequestError",
+        "RequestFailedError", "SchedulerError",
+    ),
+    "core.outputs": ("CompletionOutput", "FinishReason", "RequestMetrics", "RequestOutput"),
+    "core.sampling_params": ("SamplingParams",),
+    "core.step": ("StepPlan", "TokenLogprobs"),
+    "engine.executors.base": ("Executor",),
+    "engine.llm": ("LLM",),
+    "engine.stats": ("StepStats",),
+    "engine.stream": ("RequestStream",),
+    "kvcache.resources": ("BaseResourceManager",),
+    "schedulers.base": ("Capacity", "MicroBatch", "Ordering", "Scheduler", "Verdict"),
+    "schedulers.limits": ("Limits",),
+    "workers.model_engine": ("ModelEngine", "ModelInfo"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "LLM",
+    "BaseResourceManager",
+    "Capacity",
+    "CapacityError",
+    "CompletionOutput",
+    "ConfigError",
+    "EngineConfig",
+    "EngineDeadError",
+    "EngineError",
+    "Executor",
+    "FinishReason",
+    "InvalidParamsError",
+    "Limits",
+    "MicroBatch",
+    "ModelEngine",
+    "ModelInfo",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "Ordering",
+    "PromptTooLongError",
+    "QueueFullError",
+    "RequestAbortedError",
+    "RequestError",
+    "RequestFailedError",
+    "RequestMetrics",
+    "RequestOutput",
+    "RequestStream",
+    "SamplingParams",
+    "Scheduler",
+    "SchedulerError",
+    "StepPlan",
+    "StepStats",
+    "TokenLogprobs",
+    "Verdict",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,126 @@
+"""The three choices a scheduler is made of, and the scheduler that composes them.
+
+A policy reads views and fills in a plan; it cannot change the books. Replace one part (``--ordering``, ``--capacity``,
+``--micro-batch``) or the whole (``--scheduler package.module:Class``, anything with ``Scheduler``'s five methods).
+Every method runs in the scheduling or the output thread under the state lock: no I/O, no waiting, and the same inputs
+give the same plan (``now`` is an argument).
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Iterable, Iterator
+
+from ..core.step import StepPlan
+from ..core.views import QueueView, RequestView, TableView
+from ..kvcache.resources import ResourceManager
+from ..kvcache.view import KVView
+from .limits import Limits
+from .scheduling_pass import SchedulingPass
+
+INTERFACE_VERSION = 1
+
+
+class Verdict(enum.Enum):
+    """What a capacity policy says of one waiting request."""
+
+    ADMIT = "admit"
+    SKIP = "skip"
+    """Not this one, not now; try the next."""
+    STOP = "stop"
+    """Nobody behind it either."""
+
+
+class Ordering(abc.ABC):
+    """Who waits first. Holds the waiting and the paused; never the residents."""
+
+    @abc.abstractmethod
+    def add(self, request: RequestView) -> None:
+        """A request arrived, or was paused and waits again."""
+
+    @abc.abstractmethod
+    def remove(self, request_id: int) -> None:
+        """It was admitted or aborted. Unknown ids are ignored."""
+
+    @abc.abstractmethod
+    def visit(self, now: float) -> Iterator[RequestView]:
+        """The waiting in visiting order. ``add`` and ``remove`` are not called while it is iterated."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+
+class Capacity(abc.ABC):
+    """Who may hold KV memory, and who gives it back when it runs short."""
+
+    @abc.abstractmethod
+    def make_room(self, step: SchedulingPass, num_blocks: int) -> bool:
+        """Pause residents in ``step`` until ``num_blocks`` are free; whether they are."""
+
+    @abc.abstractmethod
+    def judge(self, step: SchedulingPass, request: RequestView) -> Verdict:
+        """Whether a waiting request may become resident now. Does not change ``step``."""
+
+
+class MicroBatch(abc.ABC):
+    """What runs now, under token, sequence and chunk limits."""
+
+    @abc.abstractmethod
+    def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:
+        """Fill ``step.plan`` for the idle queue ``step.queue``; leave it empty when nothing can run."""
+
+
+class Scheduler:
+    """Ordering x capacity x micro-batch. The engine calls five things: ``add``, ``abort``, ``schedule``, ``update`` and
+    ``has_work``; a class of your own with these five can stand in its place."""
+
+    def __init__(
+        self,
+        ordering: Ordering,
+        capacity: Capacity,
+        micro_batch: MicroBatch,
+        limits: Limits,
+        resources: ResourceManager | None = None,
+    ) -> None:
+        self.ordering, self.capacity, self.micro_batch = ordering, capacity, micro_batch
+        self.limits = limits
+        self._resources = resources if resources is not None else ResourceManager()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anybody waits."""
+        return len(self.ordering) > 0
+
+    def add(self, request: RequestView) -> None:
+        """A request arrived; it waits until a plan carries it."""
+        self.ordering.add(request)
+
+    def abort(self, request_id: int) -> None:
+        """A request ended, wherever it was. Unknown ids are ignored."""
+        self.ordering.remove(request_id)
+
+    def schedule(self, now: float, table: TableView, kv: KVView) -> StepPlan | None:
+        """The next micro-batch, for the queue idle longest that has something to run; ``None`` if nothing can run.
+
+        A plan without rows only pauses.
+        """
+        for queue in table.idle_queues():
+            plan = self._plan_for(queue, now, table, kv)
+            if plan is not None:
+                return plan
+        return None
+
+    def update(self, plan: StepPlan, finished_ids: Iterable[int]) -> None:
+        """A plan came back and these of its requests ended. Policies that keep accounts override this."""
+
+    def _plan_for(self, queue: QueueView, now: float, table: TableView, kv: KVView) -> StepPlan | None:
+        step = SchedulingPass(now, table, kv, self.limits, queue, self._resources)
+        self.micro_batch.form(step, self.ordering, self.capacity)
+        if not step.plan.num_rows and not step.plan.paused_ids:
+            return None
+        for request in step.admitted:
+            self.ordering.remove(request.request_id)
+        for request_id in step.plan.paused_ids:
+            self.ordering.add(table[request_id])
+        return step.plan

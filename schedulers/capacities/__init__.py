@@ -1,0 +1,1 @@
+"""Who may hold KV memory, and whom to pause."""

@@ -1,0 +1,21 @@
+"""The numbers every micro-batch respects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Resolved settings; ``EngineCore`` refuses a plan that exceeds them, whoever made it."""
+
+    max_num_seqs: int
+    """Residents at a time."""
+    max_micro_batch_seqs: int
+    """Rows of one micro-batch."""
+    max_num_batched_tokens: int
+    """Tokens of one micro-batch."""
+    chunk_unit: int
+    """A chunk that does not end its prompt ends on a multiple of this, unless the micro-batch were empty without."""
+    long_prefill_token_threshold: int | None = None
+    """Longest chunk of one prompt."""

@@ -1,0 +1,101 @@
+"""One pass over the books: the plan under construction and what is left of every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.step import StepPlan
+from ..core.views import QueueView, RequestView, TableView
+from ..kvcache.prefix_cache import PrefixMatch
+from ..kvcache.resources import ResourceManager
+from ..kvcache.view import KVView
+from .limits import Limits
+
+
+class SchedulingPass:
+    """What the three parts of a scheduler share while they make one plan for one idle queue.
+
+    Nothing here changes the books: blocks, resources and pauses are counted in the pass only, and ``EngineCore`` carries
+    them out after it has checked the plan.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        table: TableView,
+        kv: KVView,
+        limits: Limits,
+        queue: QueueView,
+        resources: ResourceManager,
+    ) -> None:
+        self.now, self.table, self.kv, self.limits, self.queue = now, table, kv, limits, queue
+        self.plan = StepPlan(queue=queue.index)
+        self.tokens_left = limits.max_num_batched_tokens
+        self.rows_left = limits.max_micro_batch_seqs
+        self.seats_left = limits.max_num_seqs - table.num_resident
+        self.admitted: list[RequestView] = []
+        self._paused: set[int] = set()
+        self._resources = resources
+        kv.begin_pass()
+        resources.begin_pass()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the micro-batch can take one more row."""
+        return self.tokens_left > 0 and self.rows_left > 0
+
+    def is_paused(self, request_id: int) -> bool:
+        return request_id in self._paused
+
+    def pause(self, request: RequestView) -> None:
+        """Plan to take a resident's blocks back. It must not be in flight and not be in the plan yet."""
+        self._paused.add(request.request_id)
+        self.plan.paused_ids.append(request.request_id)
+        self.kv.release(request.request_id)
+
+    def add_decodes(self, ids: Sequence[int], num_blocks: int) -> None:
+        """Take these rows of the queue, which need ``num_blocks`` new blocks in all."""
+        self.plan.decode_ids = ids
+        self.kv.reserve(num_blocks)
+        self.tokens_left -= len(ids)
+        self.rows_left -= len(ids)
+
+    def prefix(self, request: RequestView) -> PrefixMatch:
+        """What the prefix cache holds of a waiting request's known tokens."""
+        hashes = request.block_hashes if request.reads_prefix_cache else ()
+        return self.kv.prefix(request.request_id, hashes, request.num_tokens)
+
+    def chunk_size(self, start: int, remaining: int) -> int:
+        """Tokens of the next chunk of a prompt with ``remaining`` to go from ``start``; 0 when none fits now."""
+        size = min(remaining, self.tokens_left, self.limits.long_prefill_token_threshold or remaining)
+        if size == remaining:
+            return size
+        aligned = (start + size) // self.limits.chunk_unit * self.limits.chunk_unit - start
+        if aligned > 0:
+            return aligned
+        # an unrounded chunk rather than an empty micro-batch
+        return 0 if self.plan.num_rows else size
+
+    def add_chunk(self, request: RequestView, num_tokens: int, num_blocks: int) -> None:
+        """Take the next ``num_tokens`` of a resident's prompt, which need ``num_blocks`` blocks from the free list."""
+        self.kv.reserve(num_blocks)
+        self._add(request, num_tokens)
+
+    def start(self, request: RequestView, num_tokens: int) -> None:
+        """Make a waiting request resident with a first chunk of ``num_tokens`` behind its prefix hit."""
+        match = self.prefix(request)
+        self.kv.reserve(self.kv.blocks_to_start(match, match.num_tokens + num_tokens), match)
+        self._resources.reserve(request)
+        self.seats_left -= 1
+        self.admitted.append(request)
+        self._add(request, num_tokens)
+
+    def lacking_resource(self, request: RequestView) -> str | None:
+        """The first resource that has too little left for one more such request in this pass."""
+        return self._resources.shortage(request)
+
+    def _add(self, request: RequestView, num_tokens: int) -> None:
+        self.plan.chunk_ids.append(request.request_id)
+        self.plan.chunk_tokens.append(num_tokens)
+        self.tokens_left -= num_tokens
+        self.rows_left -= 1
