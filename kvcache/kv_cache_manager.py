@@ -67,7 +67,7 @@ class KVCacheManager:
     @property
     def usage(self) -> float:
         """Share of the usable blocks that somebody holds, 0 to 1."""
-        return 1.0 - self.pool.num_free / self.num_usable_blocks
+        return (self.num_usable_blocks - self.pool.num_free) / self.num_usable_blocks
 
     @property
     def prefix_queries(self) -> int:
@@ -123,6 +123,11 @@ class KVCacheManager:
         """Blocks that must be appended to the table for ``num_tokens`` tokens."""
         return max(0, self.layout.blocks(num_tokens) - len(self._sequences[seq_id].table))
 
+    def next_block(self, seq_id: int) -> tuple[int, int]:
+        """``(num_tokens, num_computed)`` of a decode whose next token opens a block."""
+        position = len(self._sequences[seq_id].table) * self.block_size
+        return position + 1, position
+
     def passed_blocks(self, seq_id: int, num_computed: int | None = None) -> list[int]:
         """Blocks the next ``grow`` lets go because the window has passed them."""
         return self._sequences[seq_id].passed(self.layout, num_computed)
@@ -133,6 +138,12 @@ class KVCacheManager:
         if needed:
             needed -= self._num_last_held(self.passed_blocks(seq_id, num_computed))
         return max(0, needed)
+
+    def blocks_to_advance(self, seq_ids: Sequence[int]) -> int:
+        """By how many blocks the free ones lessen at most when each of these decodes grows by one."""
+        if self.layout.sliding_window is None:
+            return len(seq_ids)
+        return sum(self.blocks_to_grow(seq_id, *self.next_block(seq_id)) for seq_id in seq_ids)
 
     # -- changes
 
@@ -202,16 +213,15 @@ class KVCacheManager:
 
     def grow_by_one(self, seq_id: int) -> int:
         """``grow`` for a decode whose next position opens a block: appends one block and returns it."""
-        sequence = self._sequences[seq_id]
-        table = sequence.table
-        position = len(table) * self.block_size
         if self.layout.sliding_window is not None:
-            return self.grow(seq_id, position + 1, position)[0]
+            return self.grow(seq_id, *self.next_block(seq_id))[0]
+        sequence = self._sequences[seq_id]
         block = self.pool.take_one()
         if self.cache.hash_of[block] is not None:
             self._evict(block)
+        table = sequence.table
+        sequence.num_tokens = len(table) * self.block_size + 1
         table.append(block)
-        sequence.num_tokens = position + 1
         return block
 
     def publish(self, seq_id: int, hashes: Sequence[BlockHash], num_tokens: int, step: int) -> None:

@@ -118,6 +118,12 @@ class KVView:
                 needed -= 1
         return max(0, needed)
 
+    def blocks_to_advance(self, seq_ids: Sequence[int]) -> int:
+        """Blocks that leave the free list when each of these decodes opens a block. Costs nothing without a window."""
+        if self._manager.layout.sliding_window is None:
+            return len(seq_ids)
+        return sum(self.blocks_to_grow(seq_id, *self._manager.next_block(seq_id)) for seq_id in seq_ids)
+
     def reserve(self, num_blocks: int, match: PrefixMatch | None = None) -> None:
         """The plan takes these blocks. With the ``match`` of a start its hit counts as held from now on, so that the next
         start that shares it is not charged again."""
