@@ -1,0 +1,21 @@
+"""``llm-engine serve``."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..core.config import EngineConfig
+from ..server.config import ServerConfig
+from .settings import ALL_SETTINGS, ENGINE_SETTINGS, SERVER_SETTINGS, resolve
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop; returns the exit code."""
+    values = resolve(ALL_SETTINGS, args)
+    config = ServerConfig(**{name: value for name, value in values.items() if name in SERVER_SETTINGS})
+    engine = {name: value for name, value in values.items() if name in ENGINE_SETTINGS}
+    EngineConfig.of(**engine)  # a bad setting ends it here, before a port is taken
+
+    from ..server.gunicorn_app import serve
+
+    return serve(engine, config)
