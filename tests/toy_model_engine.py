@@ -1,9 +1,9 @@
 """A deterministic "language model" in numpy that really lives off its paged KV pool.
 
-Three layers, each with its own pool. A token enters layer 0 as itself; every layer writes ``key(x, position)`` into the
-pool and turns x into a hash of *all* the keys it reads back through the block table, positions 0 up to its own. So one
-wrong block, position, stale entry or freed block changes every token from there on. ``expected_tokens`` computes the same
-from the token ids alone, with Python integers.
+Three layers, each with its own pool. A token enters layer 0 as itself; every layer writes ``key(x, position)`` into
+the pool and turns x into a hash of *all* the keys it reads back through the block table, positions 0 up to its own. So
+one wrong block, position, stale entry or freed block changes every token from there on. ``expected_tokens`` computes
+the same from the token ids alone, with Python integers.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
 from llm_engine.workers.batch import StageBatch
 from llm_engine.workers.model_engine import ModelInfo, Progress
-from numpy.typing import NDArray
 
 VOCAB_SIZE = 97
 NUM_LAYERS = 3

@@ -1,7 +1,7 @@
 """A stage's books of the requests it runs: one row of numpy arrays per slot.
 
-Every stage keeps the same books and changes them when a plan *executes*, in the order of the plans, so a slot or a block
-that the engine hands to somebody else in plan N still belongs to its old owner in plan N - 1. Nothing here knows torch.
+Every stage keeps the same books and changes them when a plan *executes*, in the order of the plans, so a slot or a
+block that the engine hands to somebody else in plan N still belongs to its old owner in plan N - 1. No torch here.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SlotTable:
         self._scores_prompt: NDArray[np.bool_] = np.zeros(max_num_seqs, np.bool_)
 
     def apply(self, plan: StepPlan) -> None:
-        """Enter a plan's changes. Raises ``AssertionError`` for a plan that contradicts the books; they are then void."""
+        """Enter a plan's changes. Raises ``AssertionError`` for one that contradicts the books, which are void then."""
         for start in plan.starts:
             self._start(start)
         tables, num_blocks = self._block_tables, self._num_blocks

@@ -87,7 +87,7 @@ class Stage:
                 output = self._model_engine.forward(self._slots.batch(plan), hidden)
                 if self._sampler is not None:
                     self._sample(self._sampler, plan, output, result)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - it is the step's answer
                 error = f"stage {self.index}: {describe(exc)}"
         busy = [*busy, (began, self._clock())]
         if not self.is_last:

@@ -167,8 +167,8 @@ class _Work:
 class _StageThread(threading.Thread):
     """Owns one stage; knows the queues beside it and nothing of the engine, so it keeps nothing else alive.
 
-    ``inbox`` takes the pool once, then work; ``None`` means stop. ``load`` and ``allocate`` are called by the thread that
-    starts the executor, everything else runs here.
+    ``inbox`` takes the pool once, then work; ``None`` means stop. ``load`` and ``allocate`` are called by the thread
+    that starts the executor, everything else runs here.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class _StageThread(threading.Thread):
             self._replies.put(None)
             started = True
             self._serve(stage)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - told to whoever waits for this stage
             if started:
                 self._report_death(StageDied(self._index, describe(exc)))
             else:

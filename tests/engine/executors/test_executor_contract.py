@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from llm_engine.core.errors import ModelLoadError
 from llm_engine.core.step import StepResult
 from llm_engine.engine.executors.base import Executor, StageDied, Wake
@@ -27,7 +28,9 @@ def make_executor(request: pytest.FixtureRequest) -> Iterator[MakeExecutor]:
     num_stages: int = request.param
     made: list[Executor] = []
 
-    def make(hooks: dict[int, OnForward] | None = None, engine_class: type[ToyModelEngine] = ToyModelEngine) -> Executor:
+    def make(
+        hooks: dict[int, OnForward] | None = None, engine_class: type[ToyModelEngine] = ToyModelEngine
+    ) -> Executor:
         by_stage = {stage % num_stages: hook for stage, hook in (hooks or {}).items()}
         executor = InprocExecutor(
             lambda stage: engine_class(stage, num_stages, on_forward=by_stage.get(stage)),
