@@ -70,7 +70,7 @@ _YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
 _SHORT, _LONG = [1.0 + 0.1 * i for i in range(8)], [1.5 + 0.7 * i for i in range(8)]
 _LONGROPE = {
     **_rope("longrope", short_factor=_SHORT[:6], long_factor=_LONG[:6], partial_rotary_factor=0.75),
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 128,
 }
 _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 48, "sliding_window": WINDOW}
 _MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_experts": 4, "head_dim": 32}
@@ -104,7 +104,7 @@ ARCHITECTURES: dict[str, TinyModel] = {
     "qwen3": TinyModel("Qwen3", {"head_dim": 32}),
     "phi3": TinyModel("Phi3", {}),
     "phi3-longrope": TinyModel("Phi3", _LONGROPE, max_model_len=200),
-    "phi3-longrope-short": TinyModel("Phi3", _LONGROPE, max_model_len=64),
+    "phi3-longrope-short": TinyModel("Phi3", _LONGROPE, max_model_len=128),
     "gemma2": TinyModel("Gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma3": TinyModel("Gemma3", _GEMMA3),
     "gemma3-old-config": TinyModel("Gemma3", _GEMMA3, config_edit=_old_gemma3),
@@ -125,7 +125,7 @@ def make_model(name: str) -> Any:
     model = getattr(transformers, f"{row.kind}ForCausalLM")(config).float().eval()
     with torch.no_grad():
         for weight in model.parameters():
-            spread = 0.25 if weight.dim() == 1 else 1.5 / weight.shape[-1] ** 0.5
+            spread = 0.25 if weight.dim() == 1 else 1.0 / weight.shape[-1] ** 0.5
             weight.copy_(torch.randn(weight.shape, generator=generator) * spread + weight.detach().mean().round())
     return model
 

@@ -1,0 +1,102 @@
+"""Every architecture against transformers in float32: logits within 1e-5 of their spread, however the text is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models.stage_runs import Sequence, Stages
+from tests.models.tiny_models import ARCHITECTURES, prompt, reference_logits
+
+TOLERANCE = 1e-5
+Checkpoints = Callable[[str], Path]
+
+
+def whole(stages: Stages, sequences: list[Sequence]) -> list[torch.Tensor]:
+    """Each text in one go, one after another."""
+    return [stages.run((sequence, sequence.left))[0] for sequence in sequences]
+
+
+def chunks(stages: Stages, sequences: list[Sequence]) -> list[torch.Tensor]:
+    """Chunks of seven tokens, across block borders."""
+    return [_advance(stages, sequence, 7) for sequence in sequences]
+
+
+def decodes(stages: Stages, sequences: list[Sequence]) -> list[torch.Tensor]:
+    """All but the last tokens in one go, then one token a step, all texts in one batch."""
+    steps = 6
+    parts = [[stages.run((sequence, sequence.left - steps))[0]] for sequence in sequences]
+    for _ in range(steps):
+        for part, logits in zip(parts, stages.run(*((sequence, 1) for sequence in sequences)), strict=True):
+            part.append(logits)
+    return [torch.cat(part) for part in parts]
+
+
+def mixed(stages: Stages, sequences: list[Sequence]) -> list[torch.Tensor]:
+    """A decode, a chunk behind a cached prefix and the start of a text in the same batches."""
+    first, second, third = sequences
+    parts = {0: [stages.run((first, first.left - 3))[0]], 1: [stages.run((second, 5))[0]], 2: []}
+    for sizes in ((1, 9, 4), (1, 12, 3), (1, second.left - 21, third.left - 7)):
+        for index, logits in enumerate(stages.run(*zip(sequences, sizes, strict=True))):
+            parts[index].append(logits)
+    return [torch.cat(part) for part in parts.values()]
+
+
+def _advance(stages: Stages, sequence: Sequence, size: int) -> torch.Tensor:
+    parts = []
+    while sequence.left:
+        parts += stages.run((sequence, min(size, sequence.left)))
+    return torch.cat(parts)
+
+
+FEEDS = {"whole": (whole, 1), "chunks": (chunks, 1), "decodes": (decodes, 1), "mixed": (mixed, 1),
+         "mixed-2-stages": (mixed, 2), "decodes-3-stages": (decodes, 3)}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def loaded(folder: Path, num_stages: int, max_model_len: int | None) -> Stages:
+    return Stages(folder, num_stages, max_model_len=max_model_len)
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, relative to the spread of what is expected."""
+    return ((found - expected).abs().max() / expected.std()).item()
+
+
+@pytest.mark.parametrize(("name", "feed"), [(name, feed) for name in ARCHITECTURES for feed in FEEDS])
+def test_logits_are_those_of_transformers(checkpoint: Checkpoints, name: str, feed: str) -> None:
+    run, num_stages = FEEDS[feed]
+    stages = loaded(checkpoint(name), num_stages, ARCHITECTURES[name].max_model_len)
+    texts = [prompt(70, seed=1), prompt(38, seed=2), prompt(19, seed=3)]
+    sequences = [stages.sequence(text) for text in texts]
+    found = run(stages, sequences)
+    for sequence in sequences:
+        stages.free(sequence)
+    for logits, text in zip(found, texts, strict=True):
+        assert distance(logits, _expected(name, tuple(text))) < TOLERANCE
+
+
+@lru_cache(maxsize=3)
+def _expected(name: str, token_ids: tuple[int, ...]) -> torch.Tensor:
+    return reference_logits(name, list(token_ids))
+
+
+@pytest.mark.parametrize("name", ["llama-bias-tied", "qwen3-moe"])
+def test_packed_linears_are_as_exact(checkpoint: Checkpoints, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_engine.models.ops._PACK_FROM", 0)
+    stages = Stages(checkpoint(name))
+    text = prompt(70, seed=4)
+    found = chunks(stages, [stages.sequence(text)])[0]
+    assert distance(found, reference_logits(name, text)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
+def test_bfloat16_stays_near(checkpoint: Checkpoints, name: str) -> None:
+    stages = Stages(checkpoint(name), 2, dtype="bfloat16")
+    text = prompt(40, seed=5)
+    found, expected = whole(stages, [stages.sequence(text)])[0], reference_logits(name, text)
+    assert (found - expected).abs().mean() / expected.std() < 0.1
