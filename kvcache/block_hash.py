@@ -1,9 +1,9 @@
 """Names for what a full block holds: a hash chained over every token from the first one on.
 
-``hash[i] = H(hash[i - 1], tokens of block i)``, so a block's hash stands for its own tokens *and* everything before them,
-and equal hashes mean equal keys and values. What else changes those values, the adapter, or must keep two callers apart,
-the cache salt, enters once: it is hashed into the root that the first block chains to, and the chain carries it to
-every block after.
+``hash[i] = H(hash[i - 1], tokens of block i)``, so a block's hash stands for its own tokens *and* everything before
+them, and equal hashes mean equal keys and values. What else changes those values, the adapter, or must keep two callers
+apart, the cache salt, enters once: it is hashed into the root that the first block chains to, and the chain carries it
+to every block after.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class BlockPool:
         return block
 
     def take(self, count: int) -> list[int]:
-        """``count`` blocks with one holder each, in the order they would have been lost; raises ``OutOfBlocks`` and takes
-        none if there are fewer."""
+        """``count`` blocks with one holder each, in the order they would have been lost; where there are fewer, raises
+        ``OutOfBlocks`` and takes none."""
         if count > self.num_free:
             raise OutOfBlocks(count, self.num_free)
         return [self.take_one() for _ in range(count)]
@@ -126,12 +126,13 @@ class BlockPool:
                 at = self._next[at]
                 if at == head:
                     break
-                assert 0 < at < self.num_blocks and self.ref_counts[at] == 0, f"block {at} in the free list"
+                assert 0 < at < self.num_blocks, f"{at} in the free list"
+                assert self.ref_counts[at] == 0, f"block {at} is held and in the free list"
                 assert self._priorities[at] == priority, f"block {at} in the list of priority {priority}"
                 seen += 1
                 assert seen < self.num_blocks, "the free list does not end"
         assert seen == self.num_free == sum(count == 0 for count in self.ref_counts) - 1
-        assert self.ref_counts[NULL_BLOCK] == 0 and min(self.ref_counts) >= 0
+        assert self.ref_counts[NULL_BLOCK] == min(self.ref_counts) == 0
 
     def _append(self, block: int) -> None:
         priority = self._priorities[block]

@@ -98,8 +98,8 @@ class KVCacheManager:
     # -- estimates
 
     def blocks_for(self, num_tokens: int, num_computed: int = 0) -> int:
-        """Most blocks a sequence holds at one time when, with ``num_computed`` tokens computed, it computes the others up
-        to ``num_tokens`` in one step."""
+        """Most blocks a sequence holds at one time when, with ``num_computed`` tokens computed, it computes the others
+        up to ``num_tokens`` in one step."""
         return self.layout.blocks_for(num_tokens, num_computed)
 
     def peak_blocks(self, num_tokens: int, max_chunk: int) -> int:
@@ -107,7 +107,7 @@ class KVCacheManager:
         return self.layout.peak_blocks(num_tokens, max_chunk)
 
     def match_prefix(self, hashes: Sequence[BlockHash], num_tokens: int) -> PrefixMatch:
-        """What a sequence with these hashes and ``num_tokens`` known tokens would find; changes nothing, counts nothing.
+        """What a sequence with these hashes and ``num_tokens`` known tokens would find; changes and counts nothing.
 
         At least the last token is left to compute, since its logits are wanted; a hit is whole blocks, so a sequence
         found entirely computes its last block again.
@@ -160,8 +160,8 @@ class KVCacheManager:
         """Register a sequence of ``num_tokens`` known tokens and hold what ``match_prefix`` finds for it.
 
         Returns how many tokens need no computing. ``resumed`` counts it apart, so that recomputing after a pause does
-        not embellish the hit rate. ``retention_priority`` (0..100; lower is lost earlier) is given to blocks it finds and
-        publishes; where sequences differ, the latest decides.
+        not embellish the hit rate. ``retention_priority`` (0..100; lower is lost earlier) is given to the blocks it
+        finds and publishes; where sequences differ, the latest decides.
         """
         assert seq_id not in self._sequences, f"sequence {seq_id} is held already"
         num_found, blocks = 0, list[int]()

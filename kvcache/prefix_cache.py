@@ -43,7 +43,8 @@ class PrefixCache:
 
     def publish(self, block: int, block_hash: BlockHash, step: int) -> None:
         """``block`` carries this hash from now on; other blocks may carry it as well."""
-        assert block != NULL_BLOCK and self.hash_of[block] is None
+        assert block != NULL_BLOCK
+        assert self.hash_of[block] is None, f"block {block} carries a hash already"
         self.hash_of[block] = block_hash
         self.step_of[block] = step
         self._blocks.setdefault(block_hash, []).append(block)
@@ -76,8 +77,8 @@ class PrefixCache:
         return found
 
     def match_window(self, hashes: Sequence[BlockHash], max_blocks: int, span: int) -> tuple[int, list[int]]:
-        """``(n, blocks)`` for the largest n such that the last ``span`` of the first n hashes (all, if n is smaller) are
-        there: what a sequence needs that looks back over ``span`` blocks only. ``blocks`` are those of that run."""
+        """``(n, blocks)`` for the largest n such that the last ``span`` of the first n hashes (all, if n is smaller)
+        are there: what a sequence needs that looks back over ``span`` blocks only. ``blocks`` are those of that run."""
         run: list[int] = []
         for index in reversed(range(min(max_blocks, len(hashes)))):
             block = self.get(hashes[index])

@@ -10,11 +10,12 @@ from typing import NamedTuple
 from ..core.errors import ConfigError
 from ..core.request import Request
 from ..core.step import StepPlan
+from ..core.views import RequestView
 
 
 class BaseResourceManager(ABC):
-    """Something countable that requests hold while they are resident. Every method runs under the state lock, so it must
-    be quick and must not call the engine. What it raises fails the requests concerned, not the engine.
+    """Something countable that requests hold while they are resident. Every method runs under the state lock, so it
+    must be quick and must not call the engine. What it raises fails the requests concerned, not the engine.
 
     A whole manager, for four places at some table::
 
@@ -24,7 +25,7 @@ class BaseResourceManager(ABC):
             def __init__(self) -> None:
                 self.held: set[int] = set()
 
-            def needed(self, request: Request) -> int:
+            def needed(self, request: RequestView) -> int:
                 return 0 if request.request_id in self.held else 1
 
             def available(self) -> int:
@@ -41,23 +42,25 @@ class BaseResourceManager(ABC):
     """Unique within an engine; shown when a request waits for it."""
 
     @abstractmethod
-    def needed(self, request: Request) -> int:
+    def needed(self, request: RequestView) -> int:
         """How many the request would take if it became resident now, beyond what it holds."""
 
     @abstractmethod
     def available(self) -> int:
         """How many nobody holds."""
 
-    def prepare_resources(self, plan: StepPlan) -> None:
+    # Optional, so empty and not abstract.
+
+    def prepare_resources(self, plan: StepPlan) -> None:  # noqa: B027
         """The plan was booked and is about to be pushed; ``plan.starts`` become resident with it."""
 
-    def update_resources(self, plan: StepPlan) -> None:
+    def update_resources(self, plan: StepPlan) -> None:  # noqa: B027
         """The plan came back and was retired."""
 
-    def free_resources(self, request: Request) -> None:
+    def free_resources(self, request: Request) -> None:  # noqa: B027
         """The request finished or was paused. May be called for one that holds nothing."""
 
-    def shutdown(self) -> None:
+    def shutdown(self) -> None:  # noqa: B027
         """The engine ends; called once."""
 
 
@@ -78,8 +81,8 @@ class SequenceSlots(BaseResourceManager):
         heapify(self._free)
         self._held = [False] * num_slots
 
-    def needed(self, request: Request) -> int:
-        return 1 if request.slot is None else 0
+    def needed(self, request: RequestView) -> int:
+        return 0 if request.is_resident else 1
 
     def available(self) -> int:
         return len(self._free)
@@ -130,14 +133,14 @@ class ResourceManager:
         for name in self._reserved:
             self._reserved[name] = 0
 
-    def shortage(self, request: Request) -> str | None:
+    def shortage(self, request: RequestView) -> str | None:
         """The first resource of which too little is left, beside what was reserved in this pass, for the request."""
         for manager in self.managers:
             if manager.needed(request) > manager.available() - self._reserved[manager.name]:
                 return manager.name
         return None
 
-    def reserve(self, request: Request) -> None:
+    def reserve(self, request: RequestView) -> None:
         """The request becomes resident with the plan being made, whose resources are taken only later."""
         for manager in self.managers:
             self._reserved[manager.name] += manager.needed(request)

@@ -45,6 +45,7 @@ class SequenceBlocks:
         """Raise ``AssertionError`` where table and counts disagree."""
         held = self.held()
         assert self.table[: self.num_passed] == [NULL_BLOCK] * self.num_passed, self
-        assert NULL_BLOCK not in held and len(set(held)) == len(held), self
+        assert NULL_BLOCK not in held, self
+        assert len(set(held)) == len(held), self
         assert len(self.table) == layout.blocks(self.num_tokens), self
         assert self.num_published <= len(self.table), self

@@ -88,7 +88,7 @@ class KVView:
 
     @property
     def free_blocks(self) -> int:
-        """Free before the pass, less what it reserved, and what it released. Negative if more was reserved than is there."""
+        """Free before the pass, less what it reserved, and what it released. Negative if it reserved more than that."""
         return self._manager.num_free_blocks + self._balance
 
     def blocks_to_start(self, match: PrefixMatch, num_tokens: int) -> int:
@@ -125,8 +125,8 @@ class KVView:
         return sum(self.blocks_to_grow(seq_id, *self._manager.next_block(seq_id)) for seq_id in seq_ids)
 
     def reserve(self, num_blocks: int, match: PrefixMatch | None = None) -> None:
-        """The plan takes these blocks. With the ``match`` of a start its hit counts as held from now on, so that the next
-        start that shares it is not charged again."""
+        """The plan takes these blocks. With the ``match`` of a start its hit counts as held from now on, so that the
+        next start that shares it is not charged again."""
         self._balance -= num_blocks
         if match is not None:
             for block in match.block_ids:

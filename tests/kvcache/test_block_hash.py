@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llm_engine.kvcache.block_hash import HASH_BYTES, extra_key, hash_blocks
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=40)

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llm_engine.core.errors import ConfigError
 from llm_engine.kvcache.block_layout import BlockLayout
 

@@ -1,6 +1,7 @@
 """The KV manager by decided examples; random operations are in test_kv_cache_properties.py."""
 
 import pytest
+
 from llm_engine.core.errors import ConfigError
 from llm_engine.kvcache.block_hash import extra_key, hash_blocks
 from llm_engine.kvcache.kv_cache_manager import KVCacheManager, OutOfBlocks, PrefixMatch

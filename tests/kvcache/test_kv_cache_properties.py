@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from llm_engine.core.request import BlockHash
 from llm_engine.kvcache.block_hash import hash_blocks
 from llm_engine.kvcache.kv_cache_manager import KVCacheManager, OutOfBlocks
@@ -75,7 +76,8 @@ class Lives(RuleBasedStateMachine):
 
     def took(self, life, blocks):
         for block in blocks:
-            assert block != 0 and not any(block in other.table for other in self.lives.values())
+            assert block != 0
+            assert not any(block in other.table for other in self.lives.values())
             self.published.pop(block, None)
             for offset in range(BLOCK):
                 self.memory.pop((block, offset), None)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from llm_engine.core.request import BlockHash
 from llm_engine.kvcache.prefix_cache import PrefixCache
 

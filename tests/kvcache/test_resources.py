@@ -1,8 +1,9 @@
 """Sequence slots and the ordered container, with a manager as a user would write one."""
 
 import pytest
+
 from llm_engine.core.errors import ConfigError
-from llm_engine.core.request import Request, RequestId
+from llm_engine.core.request import Request, RequestId, RequestState
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import RequestStart, StepPlan
 from llm_engine.kvcache.resources import BaseResourceManager, ResourceManager, SequenceSlots
@@ -74,6 +75,7 @@ def test_slots_as_a_resource():
     slots, one = SequenceSlots(1), request(1)
     assert slots.needed(one) == 1
     one.slot = slots.acquire()
+    one.move_to(RequestState.PREFILLING)
     assert (slots.needed(one), slots.available()) == (0, 0)
     slots.free_resources(one)
     slots.free_resources(one)  # holds nothing any more

@@ -1,6 +1,7 @@
 """The scheduler's view by decided examples; random plans are in test_kv_cache_properties.py."""
 
 import pytest
+
 from llm_engine.kvcache.block_hash import hash_blocks
 from llm_engine.kvcache.kv_cache_manager import KVCacheManager
 from llm_engine.kvcache.prefix_cache import PrefixMatch
