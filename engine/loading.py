@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,10 @@ class ModelSource:
         """Makes the model of a stage; called in the stage's thread."""
         path, stages = self.path, config.parallel.pipeline_parallel_size
         assert path is not None
+        # Stages in one process share its cores; a single one takes what torch takes by itself.
+        num_threads = config.parallel.cpu_threads
+        if num_threads is None and stages > 1:
+            num_threads = max(len(os.sched_getaffinity(0)) // stages, 1)
 
         def make(stage: int) -> ModelEngine:
             from ..workers.torch_model_engine import TorchModelEngine
@@ -51,7 +56,7 @@ class ModelSource:
                 device="cuda" if on_cuda else "cpu",
                 max_model_len=config.model.max_model_len,
                 memory_utilization=config.cache.gpu_memory_utilization,
-                num_threads=config.parallel.cpu_threads,
+                num_threads=num_threads,
             )
 
         return make
