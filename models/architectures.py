@@ -6,7 +6,6 @@ Another architecture is one more function here, or an entry point of another pac
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ..core.errors import ModelLoadError
@@ -50,24 +49,24 @@ def model_spec(config: CheckpointConfig) -> ModelSpec:
 def llama(config: CheckpointConfig, **changes: Any) -> ModelSpec:
     """Llama 2 and 3, SmolLM: what the others differ from. ``changes`` are fields of ``ModelSpec``."""
     attention_bias = bool(config.get("attention_bias"))
-    fields: dict[str, Any] = dict(
-        architecture=config.architecture,
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config.either("num_key_value_heads", config["num_attention_heads"]),
-        head_dim=config.head_dim,
-        layers=(LayerSpec(),) * config["num_hidden_layers"],
-        max_positions=config["max_position_embeddings"],
-        norm_eps=config.either("rms_norm_eps", 1e-6),
-        activation=_activation(config, "hidden_act"),
-        attention_scale=config.head_dim**-0.5,
-        qkv_bias=attention_bias,
-        attention_out_bias=attention_bias,
-        mlp_bias=bool(config.get("mlp_bias")),
-        tie_embeddings=config.either("tie_word_embeddings", False),
-    )
+    fields: dict[str, Any] = {
+        "architecture": config.architecture,
+        "vocab_size": config["vocab_size"],
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"],
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config.either("num_key_value_heads", config["num_attention_heads"]),
+        "head_dim": config.head_dim,
+        "layers": (LayerSpec(),) * config["num_hidden_layers"],
+        "max_positions": config["max_position_embeddings"],
+        "norm_eps": config.either("rms_norm_eps", 1e-6),
+        "activation": _activation(config, "hidden_act"),
+        "attention_scale": config.head_dim**-0.5,
+        "qkv_bias": attention_bias,
+        "attention_out_bias": attention_bias,
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "tie_embeddings": config.either("tie_word_embeddings", False),
+    }
     fields.update(changes)
     if "ropes" not in fields:
         fields["ropes"] = {"default": rope_spec(config)}
@@ -133,18 +132,18 @@ _SANDWICH = WeightNames(
 def gemma2(config: CheckpointConfig, **changes: Any) -> ModelSpec:
     """Norms before and after each half, scores and logits capped, every other layer with a window."""
     config = _with_defaults(config, head_dim=256)
-    fields: dict[str, Any] = dict(
-        layers=_layers(config, pattern=2, window=config.either("sliding_window", 4096)),
-        activation=_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
-        norm_offset=1.0,
-        attention_scale=config.either("query_pre_attn_scalar", 256) ** -0.5,
-        attention_soft_cap=config.get("attn_logit_softcapping", 50.0),
-        final_soft_cap=config.get("final_logit_softcapping", 30.0),
-        embedding_scale=config["hidden_size"] ** 0.5,
-        tie_embeddings=config.either("tie_word_embeddings", True),
-        names=_SANDWICH,
-        mlp_bias=False,
-    )
+    fields: dict[str, Any] = {
+        "layers": _layers(config, pattern=2, window=config.either("sliding_window", 4096)),
+        "activation": _activation(config, "hidden_activation", "gelu_pytorch_tanh"),
+        "norm_offset": 1.0,
+        "attention_scale": config.either("query_pre_attn_scalar", 256) ** -0.5,
+        "attention_soft_cap": config.get("attn_logit_softcapping", 50.0),
+        "final_soft_cap": config.get("final_logit_softcapping", 30.0),
+        "embedding_scale": config["hidden_size"] ** 0.5,
+        "tie_embeddings": config.either("tie_word_embeddings", True),
+        "names": _SANDWICH,
+        "mlp_bias": False,
+    }
     return llama(config, **{**fields, **changes})
 
 
@@ -235,7 +234,7 @@ def _activation(config: CheckpointConfig, key: str, default: str = "silu") -> st
 
 
 def _uniform(config: CheckpointConfig, window: int | None) -> tuple[LayerSpec, ...]:
-    return (LayerSpec(window=window),) * config["num_hidden_layers"]
+    return tuple(LayerSpec(window=window) for _ in range(config["num_hidden_layers"]))
 
 
 def _layers(config: CheckpointConfig, pattern: int | None = None, window: int | None = None) -> tuple[LayerSpec, ...]:
@@ -251,11 +250,7 @@ def _layers(config: CheckpointConfig, pattern: int | None = None, window: int | 
         kinds = ["full_attention" if index < first else "sliding_attention" for index in range(count)]
     if len(kinds) != count:
         raise ModelLoadError(f"{config.source}: layer_types names {len(kinds)} layers of {count}")
-    return tuple(map(partial(_layer, config, window=window), kinds))
-
-
-def _layer(config: CheckpointConfig, kind: str, window: int | None) -> LayerSpec:
-    return LayerSpec(window=_window(config, kind, window))
+    return tuple(LayerSpec(window=_window(config, kind, window)) for kind in kinds)
 
 
 def _pattern(count: int, every: int) -> list[str]:

@@ -112,9 +112,7 @@ def rope_spec(
     if kind == "longrope":
         for name in ("short_factor", "long_factor"):
             if len(values[name]) != spec.dim // 2:
-                raise ModelLoadError(
-                    f"{config.source}: {name} has {len(values[name])} entries; half the rotated elements are {spec.dim // 2}"
-                )
+                raise ModelLoadError(f"{config.source}: {name} has {len(values[name])} entries, not {spec.dim // 2}")
     return spec
 
 

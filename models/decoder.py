@@ -14,7 +14,6 @@ from .rope import RopeTable
 from .spec import ModelSpec
 from .weights import Survey, WeightReader
 
-
 _ALIGNMENT = 64
 
 

@@ -84,7 +84,7 @@ class TorchOps:
     """Every operation of the decoder, in torch."""
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, *, shared: bool = False) -> Linear:
-        """Take a weight [N, K] and make of it what computes. ``shared``: the weight is also used elsewhere and stays."""
+        """Take a weight [N, K] and make of it what computes. ``shared``: it is also used elsewhere, and stays."""
         if not shared and PackedLinear.supports(weight):
             return PackedLinear(weight, bias)
         return PlainLinear(weight, bias)

@@ -48,7 +48,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightNames:
-    """How a checkpoint spells its weights. Layer names follow ``{layers}{index}.``; ``{expert}`` is an expert's number."""
+    """How a checkpoint spells its weights. A layer's follow ``{layers}{index}.``; ``{expert}`` is its number."""
 
     embedding: str = "model.embed_tokens"
     layers: str = "model.layers."

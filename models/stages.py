@@ -42,5 +42,6 @@ def even_split(spec: ModelSpec, num_stages: int) -> list[int]:
 def layer_work(spec: ModelSpec) -> float:
     """Weights one token meets in an average layer."""
     attention = spec.hidden_size * (2 * spec.q_size + 2 * spec.kv_size)
-    widths = [e.top_k * e.intermediate_size if (e := layer.experts) else spec.intermediate_size for layer in spec.layers]
+    chosen = [layer.experts for layer in spec.layers]
+    widths = [spec.intermediate_size if e is None else e.top_k * e.intermediate_size for e in chosen]
     return attention + 3 * spec.hidden_size * sum(widths) / len(widths)

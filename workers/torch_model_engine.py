@@ -80,8 +80,10 @@ class TorchModelEngine:
             Decoder(spec, StageRange(0, spec.num_layers, spec.num_layers), ops, {}, whole)
             survey = Survey(checkpoint)
             survey.check_nothing_left(Decoder(spec, stage, ops, {}, survey).weight_prefixes)
-            used = {spec.layers[index].rope for index in range(stage.start, stage.end)} - {None}
-            ropes = {name: rope_table(spec.ropes[name], max_model_len, self._device) for name in sorted(used)}
+            used = {spec.layers[index].rope for index in range(stage.start, stage.end)}
+            ropes = {
+                name: rope_table(rope, max_model_len, self._device) for name, rope in spec.ropes.items() if name in used
+            }
             reader = WeightReader(survey, ops, self._dtype, self._device, progress)
             self._decoder = Decoder(spec, stage, ops, ropes, reader)
         checkpoint.close()
@@ -108,7 +110,8 @@ class TorchModelEngine:
     @torch.inference_mode()
     def forward(self, batch: StageBatch, hidden: Any) -> torch.Tensor:
         decoder = self._decoder
-        assert decoder is not None and self._block_size, "load and allocate first"
+        assert decoder is not None, "load first"
+        assert self._block_size, "allocate first"
         step = Step(
             positions=self._tensor(batch.positions),
             slot_mapping=self._tensor(batch.slot_mapping),

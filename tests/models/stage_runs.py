@@ -1,4 +1,4 @@
-"""Stages run by hand: sequences with scattered blocks, batches made of them, hidden states passed from stage to stage."""
+"""Stages run by hand: sequences with scattered blocks, batches of them, hidden states passed from stage to stage."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from llm_engine.workers.batch import StageBatch
 from llm_engine.workers.model_engine import ModelInfo
 from llm_engine.workers.torch_model_engine import TorchModelEngine
@@ -56,7 +57,8 @@ class Stages:
         hidden: torch.Tensor | None = None
         for engine in self.engines:
             hidden = engine.forward(batch, hidden)
-        assert hidden is not None and hidden.dtype == torch.float32
+        assert hidden is not None
+        assert hidden.dtype == torch.float32
         for sequence, count in rows:
             sequence.done += count
         return list(hidden.clone().split([count for _, count in rows]))

@@ -67,6 +67,10 @@ def _rope(kind: str, theta: float = 10000.0, **values: Any) -> dict[str, Any]:
 
 _LLAMA3 = _rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 _YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
+_YARN_GIVEN = _rope(
+    "yarn", factor=4.0, original_max_position_embeddings=64, mscale=0.7, mscale_all_dim=0.9, truncate=False,
+    beta_fast=16.0, beta_slow=2.0,
+)  # fmt: skip
 _SHORT, _LONG = [1.0 + 0.1 * i for i in range(8)], [1.5 + 0.7 * i for i in range(8)]
 _LONGROPE = {
     **_rope("longrope", short_factor=_SHORT[:6], long_factor=_LONG[:6], partial_rotary_factor=0.75),
@@ -90,10 +94,7 @@ ARCHITECTURES: dict[str, TinyModel] = {
     "llama-3-old-config": TinyModel("Llama", _LLAMA3, config_edit=_old_rope),
     "llama-linear": TinyModel("Llama", _rope("linear", factor=2.0)),
     "llama-yarn": TinyModel("Llama", _YARN),
-    "llama-yarn-mscale": TinyModel("Llama", _rope("yarn", **{
-        "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 0.9, "truncate": False,
-        "beta_fast": 16.0, "beta_slow": 2.0,
-    })),
+    "llama-yarn-mscale": TinyModel("Llama", _YARN_GIVEN),
     "llama-dynamic": TinyModel("Llama", _rope("dynamic", factor=4.0), max_model_len=500),
     "smollm3": TinyModel("SmolLM3", {"no_rope_layers": [1, 0, 1, 0]}),
     "mistral": TinyModel("Mistral", {"sliding_window": WINDOW, "head_dim": 32}),
