@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..core.config import EngineConfig, ModelConfig
 from ..workers.model_engine import ModelEngine, Progress
 from .tokenizer import Tokenizer
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +25,12 @@ class ModelSource:
     default_sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def tokenizer(self, config: ModelConfig) -> Tokenizer | None:
-        """Not loaded yet; ``None`` where there is nothing to load it from."""
+        """Not loaded yet; ``None`` where there is nothing to load it from: such an engine speaks token ids only."""
         if config.tokenizer is not None:
             return Tokenizer(config.tokenizer, cache_dir=config.download_dir)
-        return Tokenizer(self.path) if self.path is not None else None
+        if self.path is None or not any(os.path.exists(os.path.join(self.path, name)) for name in _TOKENIZER_FILES):
+            return None
+        return Tokenizer(self.path)
 
     def on_cuda(self, config: ModelConfig) -> bool:
         """Whether the stages will run on CUDA."""
@@ -68,7 +72,7 @@ def find_model(config: ModelConfig) -> ModelSource:
     from ..models.generation import read_generation_defaults
     from ..models.hub import resolve_model
 
-    path = Path(resolve_model(config.model, revision=config.revision, cache_dir=config.download_dir))
+    path = resolve_model(config.model, revision=config.revision, download_dir=config.download_dir)
     defaults = read_generation_defaults(path, read_config(path))
     return ModelSource(str(path), config.model or "demo", defaults.sampling)
 
