@@ -138,12 +138,29 @@ def check_choices(config: Any) -> None:
             raise ConfigError(f.name, getattr(config, f.name), ", ".join(choices))
 
 
+_TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+}
+
+
+def check_types(config: Any) -> None:
+    """Raise ``ConfigError`` for a field whose value is of another type than it is declared with."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        kinds, value = typing.get_args(hint) or (hint,), getattr(config, name)
+        if value is None and NoneType in kinds:
+            continue
+        accepted, allowed = _TYPES[next(kind for kind in kinds if kind is not NoneType)]
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+            raise ConfigError(name, value, allowed)
+
+
 def check_at_least(config: Any, low: int, *names: str) -> None:
     """Raise ``ConfigError`` for an integer field below ``low``, or of another type; ``None`` passes where allowed."""
-    hints = typing.get_type_hints(type(config))
+    check_types(config)
     for name in names:
         value = getattr(config, name)
-        if value is None and NoneType in typing.get_args(hints[name]):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        if value is not None and value < low:
             raise ConfigError(name, value, f"a whole number of {low} or more")

@@ -34,7 +34,8 @@ class Registry(Generic[T]):
         for name, (_, summary) in self._entries.items():
             yield name, summary
         for point in self._points():
-            yield point.name, f"from {point.value}"
+            if point.name not in self._entries:
+                yield point.name, f"from {point.value}"
 
     def get(self, name: str, field: str | None = None) -> Callable[..., T]:
         """The class or factory of that name; raises ``ConfigError`` naming what exists."""
@@ -56,7 +57,7 @@ class Registry(Generic[T]):
             loaded: Any = importlib.import_module(module, self._base if module.startswith(".") else None)
             for part in attribute.split("."):
                 loaded = getattr(loaded, part)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(field, target, f"something that can be imported ({error})") from error
         return loaded  # type: ignore[no-any-return]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -119,9 +118,11 @@ def _logit_bias(value: Any) -> dict[int, float]:
         raise InvalidParamsError("logit_bias", value, allowed)
     result: dict[int, float] = {}
     for key, bias in value.items():
+        if isinstance(key, bool) or not isinstance(key, int | str):
+            raise InvalidParamsError("logit_bias", value, allowed)
         try:
-            token_id = int(key)
-        except (TypeError, ValueError):
+            token_id = int(key)  # JSON has no other keys than strings
+        except ValueError:
             raise InvalidParamsError("logit_bias", value, allowed) from None
         good = isinstance(bias, int | float) and not isinstance(bias, bool) and -100 <= bias <= 100
         if not good or token_id < 0:
@@ -144,8 +145,8 @@ def _integer(
 def _number(params: SamplingParams, name: str, low: float, high: float, *, above: bool = False) -> None:
     value = getattr(params, name)
     allowed = f"a number {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidParamsError(name, value, allowed)
-    if not low <= value <= high or (above and value == low):
+    if not low <= value <= high or (above and value == low):  # NaN is in no range
         raise InvalidParamsError(name, value, allowed)
     object.__setattr__(params, name, float(value))
