@@ -10,7 +10,7 @@ import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any
 
 from .errors import ConfigError
@@ -138,22 +138,24 @@ def check_choices(config: Any) -> None:
             raise ConfigError(f.name, getattr(config, f.name), ", ".join(choices))
 
 
-_TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
+_INT, _FLOAT = (int,), (int, float)
+_TYPES: Mapping[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
+    int: (_INT, "a whole number"),
+    float: (_FLOAT, "a number"),
     str: ((str,), "a text"),
 }
 
 
 def check_types(config: Any) -> None:
-    """Raise ``ConfigError`` for a field whose value is of another type than it is declared with."""
+    """Raise ``ConfigError`` for a field whose value is not of the plain type it is declared with; others pass."""
     for name, hint in typing.get_type_hints(type(config)).items():
-        kinds, value = typing.get_args(hint) or (hint,), getattr(config, name)
+        value = getattr(config, name)
+        kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
         if value is None and NoneType in kinds:
             continue
-        accepted, allowed = _TYPES[next(kind for kind in kinds if kind is not NoneType)]
-        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+        accepted, allowed = _TYPES.get(kinds[0], ((object,), ""))
+        if not isinstance(value, accepted) or (isinstance(value, bool) and accepted in (_INT, _FLOAT)):
             raise ConfigError(name, value, allowed)
 
 
