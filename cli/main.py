@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     command: _Parser = args.parser
     if unknown:
-        flag = next((word for word in unknown if word.startswith("-")), unknown[0])
-        hint = nearest(flag.partition("=")[0], command._option_string_actions) if flag.startswith("-") else ""
+        flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), unknown[0])
+        hint = nearest(flag, command._option_string_actions) if flag.startswith("-") else ""
         command.error(f"unknown argument {flag}" + (f"; {hint}" if hint else ""))
     if (model := getattr(args, "positional_model", None)) is not None:
         if getattr(args, "model", model) != model:
@@ -111,7 +111,8 @@ class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from ..core.version import __version__
 
-        parser.exit(message=f"llm-engine {__version__}\n")
+        print(f"llm-engine {__version__}")
+        parser.exit()
 
 
 def _add(commands: argparse._SubParsersAction[_Parser], name: str, text: str, run: Command) -> _Parser:

@@ -19,7 +19,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.workers.gthread import ThreadWorker
 
-from ..core.errors import EngineError
+from ..core.errors import ConfigError, EngineError
 from ..core.version import __version__
 from .config import ServerConfig
 
@@ -100,6 +100,9 @@ class _Application(BaseApplication):
                 show_progress=sys.stderr.isatty(),
                 served_model_name=names[0] if names else None,
             )
+            if self._llm.tokenizer is None:
+                raise ConfigError("tokenizer", None, "a tokenizer beside the model, or another one's folder")
+            self._llm.tokenizer.encode("")  # loads it now rather than at the first request
         except EngineError as error:
             print(f"llm-engine serve: error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
