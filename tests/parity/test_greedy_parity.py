@@ -60,7 +60,7 @@ SETTINGS = {
 }
 
 
-SCARCER = {"mistral": 24}
+SCARCER = {"mistral": 12}
 """Blocks where a window in every layer lets requests live on fewer than ``SCARCE`` has."""
 
 
