@@ -16,6 +16,6 @@ class Limits:
     max_num_batched_tokens: int
     """Tokens of one micro-batch."""
     chunk_unit: int
-    """A chunk that does not end its prompt ends on a multiple of this, unless the micro-batch were empty without."""
+    """A chunk that does not end its prompt ends on a multiple of this, unless the micro-batch had no chunk without."""
     long_prefill_token_threshold: int | None = None
     """Longest chunk of one prompt."""

@@ -60,4 +60,8 @@ def make_scheduler(config: SchedulerConfig, limits: Limits, resources: ResourceM
             raise ConfigError(part, getattr(config, part), f"nothing beside scheduler={name!r}, which is no preset")
     factory: Any = SCHEDULERS.get(name)
     takes = inspect.signature(factory).parameters
-    return factory(limits, resources) if len(takes) > 1 else factory(limits)  # type: ignore[no-any-return]
+    made: Scheduler = factory(limits, resources) if len(takes) > 1 else factory(limits)
+    missing = [member for member in ("add", "abort", "schedule", "update", "has_work") if not hasattr(made, member)]
+    if missing:
+        raise ConfigError("scheduler", name, f"a scheduler; this one lacks {', '.join(missing)}")
+    return made

@@ -67,14 +67,17 @@ class SchedulingPass:
 
     def chunk_size(self, start: int, remaining: int) -> int:
         """Tokens of the next chunk of a prompt with ``remaining`` to go from ``start``; 0 when none fits now."""
-        size = min(remaining, self.tokens_left, self.limits.long_prefill_token_threshold or remaining)
+        unit, threshold = self.limits.chunk_unit, self.limits.long_prefill_token_threshold
+        size = min(remaining, self.tokens_left)
+        if threshold is not None:
+            unit, size = min(unit, threshold), min(size, threshold)
         if size == remaining:
             return size
-        aligned = (start + size) // self.limits.chunk_unit * self.limits.chunk_unit - start
+        aligned = (start + size) // unit * unit - start
         if aligned > 0:
             return aligned
-        # an unrounded chunk rather than an empty micro-batch
-        return 0 if self.plan.num_rows else size
+        # An unrounded chunk rather than none: decodes that leave less than a unit must not starve the prompts.
+        return 0 if self.plan.chunk_ids else size
 
     def add_chunk(self, request: RequestView, num_tokens: int, num_blocks: int) -> None:
         """Take the next ``num_tokens`` of a resident's prompt, which need ``num_blocks`` blocks from the free list."""

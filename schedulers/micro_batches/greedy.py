@@ -40,14 +40,18 @@ class GreedyMicroBatch(MicroBatch):
         if len(ids) < len(step.queue):
             taken = set(ids)
             due = [request_id for request_id in due if request_id in taken]
-        if len(due) > step.kv.free_blocks:
-            while len(due) > step.kv.free_blocks and capacity.make_room(step, step.kv.free_blocks + 1):
+        needed = step.kv.blocks_to_advance(due)
+        if needed > step.kv.free_blocks:
+            while needed > step.kv.free_blocks and capacity.make_room(step, step.kv.free_blocks + 1):
                 due = [request_id for request_id in due if not step.is_paused(request_id)]
+                needed = step.kv.blocks_to_advance(due)
             # Where nobody is left to pause (the others are in flight), rows without a block sit this one out.
-            stalled = set(due[max(step.kv.free_blocks, 0) :])
-            due = due[: len(due) - len(stalled)]
+            stalled = set()
+            while needed > step.kv.free_blocks:
+                stalled.add(due.pop())
+                needed = step.kv.blocks_to_advance(due)
             ids = [i for i in ids if not step.is_paused(i) and i not in stalled]
-        step.add_decodes(ids, len(due))
+        step.add_decodes(ids, needed)
 
     def _rows(self, step: SchedulingPass) -> Sequence[int]:
         """The queue's rows; where they exceed a micro-batch, the next ones in turn."""
