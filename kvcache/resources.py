@@ -112,12 +112,20 @@ class ResourceFailure(NamedTuple):
     error: Exception
 
 
+class ResourceError(Exception):
+    """A manager raised while it was asked about one request: that request is to fail, nobody else."""
+
+    def __init__(self, manager: str, request_id: int, error: Exception) -> None:
+        self.manager, self.request_id, self.error = manager, request_id, error
+        super().__init__(f"resource {manager} could not be asked: {error!r}")
+
+
 class ResourceManager:
     """The managers in order: prepared and updated in it, freed and shut down in reverse. Under the state lock.
 
     No call stops at a manager that raises: all are called, and what was raised comes back as a list, empty when all
-    went well, for the engine to fail the requests of that plan. Only ``shortage`` and ``reserve`` let an exception
-    through: they concern one request.
+    went well, for the engine to fail the requests of that plan. Only ``shortage`` and ``reserve`` raise ``ResourceError``:
+    they concern one request.
     """
 
     def __init__(self, managers: Iterable[BaseResourceManager] = ()) -> None:
@@ -136,14 +144,21 @@ class ResourceManager:
     def shortage(self, request: RequestView) -> str | None:
         """The first resource of which too little is left, beside what was reserved in this pass, for the request."""
         for manager in self.managers:
-            if manager.needed(request) > manager.available() - self._reserved[manager.name]:
+            try:
+                lacks = manager.needed(request) > manager.available() - self._reserved[manager.name]
+            except Exception as error:
+                raise ResourceError(manager.name, request.request_id, error) from error
+            if lacks:
                 return manager.name
         return None
 
     def reserve(self, request: RequestView) -> None:
         """The request becomes resident with the plan being made, whose resources are taken only later."""
         for manager in self.managers:
-            self._reserved[manager.name] += manager.needed(request)
+            try:
+                self._reserved[manager.name] += manager.needed(request)
+            except Exception as error:
+                raise ResourceError(manager.name, request.request_id, error) from error
 
     def prepare_resources(self, plan: StepPlan) -> list[ResourceFailure]:
         return self._call(self.managers, lambda manager: manager.prepare_resources(plan))
