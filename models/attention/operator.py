@@ -49,8 +49,9 @@ def _cuda(
 ) -> torch.Tensor:
     if soft_cap is not None:
         out = torch.empty_like(q)
+        rows = range(len(plan.kv_lens))
         torch_path.paged_attention(
-            q, k_cache, v_cache, out, plan.geometry(), scale=scale, window=window, soft_cap=soft_cap
+            q, k_cache, v_cache, out, plan.geometry(), rows, scale=scale, window=window, soft_cap=soft_cap
         )
         return out
     op = xf.paged_cuda_op(q.dtype, q.shape[-1], plan.block_size) if plan.num_paged_rows and window is None else None
@@ -93,9 +94,7 @@ def _gathered(
     return xf.forward(q[None], k[None], v[None], keys.bias, op=op, scale=scale).view(q.shape)
 
 
-def _grouped(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: object, op: object, scale: float
-) -> torch.Tensor:
+def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: object, op: object, scale: float) -> torch.Tensor:
     """xformers' call with grouped heads: q [N, Hq, D], k and v [S, Hkv, D] -> [N, Hq, D]."""
     tokens, heads, head_dim = q.shape
     kv_heads = k.shape[1]

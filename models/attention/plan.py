@@ -24,9 +24,11 @@ class RaggedBatch(Protocol):
     @property
     def query_starts(self) -> NDArray[np.int32]:
         """[R + 1] first token of each row; the last entry is T."""
+
     @property
     def kv_lens(self) -> NDArray[np.int32]:
         """[R] tokens in the cache, this step's own included; at least the row's query length."""
+
     @property
     def block_tables(self) -> NDArray[np.int32]:
         """[R, W] block of each ``block_size`` positions, padded with the null block."""
@@ -64,15 +66,21 @@ class AttentionPlan:
     _geometry: Geometry | None = None
 
     @classmethod
-    def build(cls, batch: RaggedBatch, *, block_size: int, device: torch.device) -> AttentionPlan:
-        """Plan attention for ``batch``. The arrays of ``batch`` are not kept; the plan outlives them."""
+    def build(
+        cls, batch: RaggedBatch, *, block_size: int, device: torch.device, paged_decodes_only: bool | None = None
+    ) -> AttentionPlan:
+        """Plan attention for ``batch``. The arrays of ``batch`` are not kept; the plan outlives them.
+
+        ``paged_decodes_only`` is what CUDA's operators need (and the default there): decode rows alone read the pool
+        in place, padded to sizes that are compiled once.
+        """
         kv_lens = np.array(batch.kv_lens, dtype=np.int32)
         query_lens = np.diff(batch.query_starts).astype(np.int32)
         tables = np.array(batch.block_tables, dtype=np.int32, order="C")
         assert (query_lens <= kv_lens).all(), "a row has more queries than keys"
         assert (query_lens[: batch.num_decodes] == 1).all(), "decode rows come first, one token each"
         rows, padded = len(kv_lens), len(kv_lens)
-        if device.type == "cuda":
+        if device.type == "cuda" if paged_decodes_only is None else paged_decodes_only:
             rows = batch.num_decodes
             padded, tables = bucket(rows), _widen(tables)
         plan = cls(
@@ -115,7 +123,6 @@ class AttentionPlan:
             found = self._gathered[key] = GatheredKeys(_to_device(slots, self.device), bias)
         return found
 
-
     def geometry(self) -> Geometry:
         """All rows, for the torch path on a device whose bias covers only some."""
         if self._geometry is None:
@@ -142,7 +149,8 @@ def first_visible(query_lens: NDArray[np.int32], kv_lens: NDArray[np.int32], win
     """[R] first key that any query of each row sees."""
     if window is None:
         return np.zeros_like(kv_lens)
-    return np.maximum(kv_lens - query_lens - (window - 1), 0).astype(np.int32)
+    first: NDArray[np.int32] = np.maximum(kv_lens - query_lens - (window - 1), 0).astype(np.int32)
+    return first
 
 
 def row_slots(
@@ -153,7 +161,8 @@ def row_slots(
     row = np.repeat(np.arange(len(lens)), lens)
     position = np.arange(total) + np.repeat(starts - (np.cumsum(lens) - lens), lens)
     block, offset = np.divmod(position, block_size)
-    return block_tables[row, block].astype(np.int64) * block_size + offset
+    slots: NDArray[np.int64] = block_tables[row, block].astype(np.int64) * block_size + offset
+    return slots
 
 
 def _widen(tables: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,16 +22,16 @@ def paged_attention(
     v: torch.Tensor,
     out: torch.Tensor,
     geometry: Geometry,
+    rows: Sequence[int],
     *,
     scale: float,
     window: int | None,
     soft_cap: float | None,
-    rows: list[int] | None = None,
 ) -> None:
-    """Fill ``out`` [T, Hq, D] for ``rows`` (all by default); q [T, Hq, D], k and v [num_slots, Hkv, D]."""
+    """Fill ``out`` [T, Hq, D] for ``rows``; q [T, Hq, D], k and v [num_slots, Hkv, D]."""
     starts, kv_lens = geometry.query_starts_list, geometry.kv_lens_list
     decodes: list[int] = []
-    for row in range(len(kv_lens)) if rows is None else rows:
+    for row in rows:
         queries = starts[row + 1] - starts[row]
         if queries == 1:
             decodes.append(row)
@@ -134,7 +135,7 @@ def _softmax_attention(
     if soft_cap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
     heads, group = k.shape[1], q.shape[1] // k.shape[1]
-    grouped = q.float().unflatten(1, (heads, group))  # [B, Hkv, G, M, D]
+    grouped = q.float().view(len(q), heads, group, *q.shape[2:])  # [B, Hkv, G, M, D]
     scores = grouped @ k.float().transpose(-1, -2)[:, :, None] * scale
     scores = soft_cap * torch.tanh(scores / soft_cap)
     mask = visible if visible.dim() == 2 else visible[:, :, None]  # [M, S] or [B, 1, 1, 1, S]

@@ -37,7 +37,7 @@ def _xformers() -> _Modules:
     if not VERSIONS[0] <= found < VERSIONS[1]:
         raise ImportError(f"llm-engine needs xformers >=0.0.35,<0.0.36; {version} is installed")
     fmha = importlib.import_module("xformers.ops.fmha")
-    common = importlib.import_module("xformers.ops.fmha.common")
+    common: Any = importlib.import_module("xformers.ops.fmha.common")
     if torch.cuda.is_available() and not common._built_with_cuda:
         # The wheel's own extension fails to load beside a torch built for another CUDA. Every operator then refuses
         # to run, though the ones we use are Triton kernels or call torch's own and need nothing of it.
@@ -45,9 +45,7 @@ def _xformers() -> _Modules:
     return _Modules(fmha, fmha.attn_bias, common)
 
 
-def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, *, op: Any, scale: float
-) -> torch.Tensor:
+def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, *, op: Any, scale: float) -> torch.Tensor:
     """xformers' memory-efficient attention: q [1, T, Hkv, G, D], k and v [1, S, Hkv, G, D] -> [1, T, Hkv, G, D]."""
     out: torch.Tensor = _xformers().fmha.memory_efficient_attention_forward(q, k, v, bias, op=op, scale=scale)
     return out
@@ -102,8 +100,8 @@ def _cpu_base() -> Any:
         """Paged, ragged, causal attention on the CPU, which xformers itself has no operator for."""
 
         OPERATOR = True
-        SUPPORTED_DEVICES = {"cpu"}
-        SUPPORTED_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+        SUPPORTED_DEVICES = frozenset({"cpu"})
+        SUPPORTED_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
         SUPPORTED_MAX_K = 1024
         SUPPORTED_ATTN_BIAS_TYPES = (modules.bias.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask,)
         SUPPORTS_DROPOUT = False
@@ -115,22 +113,31 @@ def _cpu_base() -> Any:
 
         @classmethod
         def not_supported_reasons(cls, d: Any) -> list[str]:
-            # The base class refuses bfloat16 on anything but a GPU.
-            return [reason for reason in super().not_supported_reasons(d) if not reason.startswith("bf16 is only")]
+            # Not the base class's list: it refuses bfloat16 off a GPU, and takes longer than a small kernel.
+            reasons = []
+            if type(d.attn_bias) not in cls.SUPPORTED_ATTN_BIAS_TYPES:
+                reasons.append(f"attn_bias type is {type(d.attn_bias)}")
+            if d.query.dtype not in cls.SUPPORTED_DTYPES or d.query.device.type not in cls.SUPPORTED_DEVICES:
+                reasons.append(f"dtype={d.query.dtype}, device={d.query.device}")
+            if d.query.ndim != 5 or d.key.stride(3) != 0 != d.key.shape[3] - 1:
+                reasons.append("keys must be [1, slots, heads, group, head_dim], shared in the group")
+            if d.p or d.is_partial or d.output_dtype not in (None, d.query.dtype):
+                reasons.append("dropout, partial results and other output types are not supported")
+            return reasons
 
         @classmethod
         def apply(cls, inp: Any, needs_gradient: bool) -> tuple[torch.Tensor, None]:
             assert not needs_gradient, "inference only"
             out = paged.paged_attention(
-                inp.query[0].flatten(1, 2),
-                inp.key[0, :, :, 0],
-                inp.value[0, :, :, 0],
+                inp.query,
+                inp.key,
+                inp.value,
                 geometry(inp.attn_bias),
                 scale=inp.scale_float,
                 window=cls.WINDOW,
                 soft_cap=cls.SOFT_CAP,
             )
-            return out.view(inp.query.shape), None
+            return out, None
 
     return CpuPagedFwOp
 

@@ -102,12 +102,20 @@ struct Worker {
     // Pointers to keys from .. from + TILE - 1, those outside [low, high) standing at its ends: what lies there is live.
     void point(Tile<T>& tile, const Task& task, int64_t from, int64_t low, int64_t high) {
         const int32_t* table = args.block_tables + task.row * args.table_width;
-        const int64_t head = task.kv_head * args.head_dim;
+        const T* k = (const T*)args.k + task.kv_head * args.head_dim;
+        const T* v = (const T*)args.v + task.kv_head * args.head_dim;
+        const int64_t first = std::max(from, low), last = std::min(from + TILE, high) - 1;
+        int64_t block = first / args.block_size, offset = first % args.block_size;
+        int64_t slot = table[block] * args.block_size + offset;
         for (int64_t j = 0; j < TILE; j++) {
-            const int64_t position = std::min(std::max(from + j, low), high - 1);
-            const int64_t slot = table[position / args.block_size] * args.block_size + position % args.block_size;
-            tile.k[j] = (const T*)args.k + slot * args.k_stride + head;
-            tile.v[j] = (const T*)args.v + slot * args.v_stride + head;
+            tile.k[j] = k + slot * args.k_stride;
+            tile.v[j] = v + slot * args.v_stride;
+            if (from + j < first || from + j >= last) continue;
+            slot++;
+            if (++offset == args.block_size) {
+                offset = 0;
+                slot = table[++block] * args.block_size;
+            }
         }
     }
 
@@ -139,20 +147,21 @@ struct Worker {
     }
 
     template <int MT>
-    void add_values(int64_t i, const Tile<T>& tile, int n, State& state) {
+    void add_values(int64_t i, const Tile<T>& tile, int n, const Tile<T>* next, State& state) {
         const auto* p = weights.data() + i * TILE;
         float* acc = state.acc.data() + i * width();
         const int64_t step = K::CHUNK * K::CHUNKS;
         for (int64_t d = 0; d < width(); d += step) {
+            const Tile<T>* fetch = d == 0 ? next : nullptr;
             switch (std::min<int64_t>((width() - d) / K::CHUNK, K::CHUNKS)) {
-                case 1: K::template values<MT, 1>(p, tile, n, d, args.head_dim, &rescale[i], acc); break;
-                case 2: K::template values<MT, 2>(p, tile, n, d, args.head_dim, &rescale[i], acc); break;
+                case 1: K::template values<MT, 1>(p, tile, n, d, args.head_dim, &rescale[i], fetch, acc); break;
+                case 2: K::template values<MT, 2>(p, tile, n, d, args.head_dim, &rescale[i], fetch, acc); break;
                 default:
                     if constexpr (K::CHUNKS == 4) {
                         if ((width() - d) / K::CHUNK == 3)
-                            K::template values<MT, 3>(p, tile, n, d, args.head_dim, &rescale[i], acc);
+                            K::template values<MT, 3>(p, tile, n, d, args.head_dim, &rescale[i], fetch, acc);
                         else
-                            K::template values<MT, 4>(p, tile, n, d, args.head_dim, &rescale[i], acc);
+                            K::template values<MT, 4>(p, tile, n, d, args.head_dim, &rescale[i], fetch, acc);
                     }
             }
         }
@@ -179,19 +188,20 @@ struct Worker {
         for (int now = 0; from < high; from += TILE, now ^= 1) {
             const Tile<T>& tile = tiles[now];
             const int n = (int)std::min<int64_t>(high - from, TILE);
-            const bool more = from + TILE < high;
-            if (more) {
+            const Tile<T>* next = nullptr;
+            if (from + TILE < high) {
                 point(tiles[now ^ 1], task, from + TILE, low, high);
-                const int64_t bytes = args.head_dim * sizeof(T);
-                for (int j = 0; j < TILE; j++) prefetch(tiles[now ^ 1].k[j], bytes);
+                next = &tiles[now ^ 1];
             }
             in_groups(m, [&](int64_t i, auto mt) {
-                K::template scores<mt.value>(queries.data() + i * width(), tile, n, args.head_dim, i == 0,
-                                             scores.data() + i * TILE);
+                K::template scores<mt.value>(queries.data() + i * width(), tile, n, args.head_dim,
+                                             i == 0 ? next : nullptr, scores.data() + i * TILE);
             });
             for (int64_t i = 0; i < m; i++)
                 weigh(state, i, from, from < spans[i].low || from + TILE > spans[i].high);
-            in_groups(m, [&](int64_t i, auto mt) { add_values<mt.value>(i, tile, n, state); });
+            in_groups(m, [&](int64_t i, auto mt) {
+                add_values<mt.value>(i, tile, n, i == 0 ? next : nullptr, state);
+            });
         }
     }
 

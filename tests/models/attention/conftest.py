@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_engine.models.attention import AttentionPlan
-from llm_engine.models.attention import xf
+from llm_engine.models.attention import AttentionPlan, xf
 
 
 @dataclasses.dataclass

@@ -23,16 +23,15 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 def path(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(paged, "native_supports", lambda q, k, v: False)
-    elif not paged.native_supports(*[torch.empty(1, 1, 64)] * 3):
+    elif not paged.native_supports(*[torch.empty(1, 1, 1, 1, 64)] * 3):
         pytest.skip("no C++ compiler here")
     return request.param
 
 
 def check(case):
-    got = attention(
-        case.q, case.k, case.v, case.plan(), scale=case.scale, window=case.window, soft_cap=case.soft_cap
-    )
-    assert got.dtype == case.dtype and got.shape == case.q.shape
+    got = attention(case.q, case.k, case.v, case.plan(), scale=case.scale, window=case.window, soft_cap=case.soft_cap)
+    assert got.dtype == case.dtype
+    assert got.shape == case.q.shape
     torch.testing.assert_close(got.double(), case.expected(), atol=TOLERANCE[case.dtype], rtol=TOLERANCE[case.dtype])
 
 
@@ -120,6 +119,46 @@ def test_strided_queries_and_interleaved_caches(path, make_case):
     torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+def test_long_rows_run_in_torch_where_it_has_tiles(make_case, monkeypatch, window):
+    """On a CPU with AMX a bfloat16 batch is shared between the kernel and torch."""
+    monkeypatch.setattr(paged, "has_amx", lambda: True)
+    check(make_case(ROWS["mixed"], dtype=torch.bfloat16, window=window))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("window", [None, 600])
+def test_a_query_gives_the_same_bits_in_any_company(path, make_case, dtype, window):
+    """Alone or in a batch, as a decode or in a chunk, on one thread or two: greedy answers must not depend on it."""
+    if path == "torch":
+        pytest.skip("torch's kernels differ by shape")
+    whole = make_case([(1, 1400), (90, 1300)], dtype=dtype, window=window)
+
+    def run(rows):
+        part = make_case(whole.rows, dtype=dtype, window=window)
+        part.kv_lens = np.array([kv for _, _, kv in rows], dtype=np.int32)
+        part.query_starts = np.concatenate(([0], np.cumsum([count for _, count, _ in rows]))).astype(np.int32)
+        part.block_tables = whole.block_tables[[row for row, _, _ in rows]]
+        part.num_decodes = sum(count == 1 for _, count, _ in rows)
+        tokens = [
+            whole.query_starts[row] + whole.rows[row][0] - (whole.rows[row][1] - kv) - count + i
+            for row, count, kv in rows
+            for i in range(count)
+        ]
+        got = attention(whole.q[tokens], whole.k, whole.v, part.plan(), scale=0.1, window=window, soft_cap=None)
+        return dict(zip(tokens, got, strict=True))
+
+    threads = torch.get_num_threads()
+    everything = run([(0, 1, 1400), (1, 90, 1300)])
+    try:
+        torch.set_num_threads(2)
+        for part in ([(0, 1, 1400)], [(1, 1, 1300)], [(1, 7, 1290)], [(1, 1, 1250), (0, 1, 1400), (1, 50, 1261)]):
+            for token, row in run(part).items():
+                assert torch.equal(row, everything[token])
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_plan_keeps_no_array_of_the_batch(path, make_case):
     case = make_case(ROWS["mixed"])
     expected, plan = case.expected(), case.plan()
@@ -141,8 +180,10 @@ def test_write_kv_puts_each_token_in_its_slot():
     k_cache, v_cache = torch.zeros(32, 2, 8), torch.zeros(32, 2, 8)
     k, v = torch.randn(3, 2, 8), torch.randn(3, 2, 8)
     write_kv(k, v, k_cache, v_cache, torch.tensor([5, 30, 6]))
-    assert torch.equal(k_cache[[5, 30, 6]], k) and torch.equal(v_cache[[5, 30, 6]], v)
-    assert k_cache.abs().sum() == pytest.approx(k.abs().sum()) and not v_cache[0].any()
+    assert torch.equal(k_cache[[5, 30, 6]], k)
+    assert torch.equal(v_cache[[5, 30, 6]], v)
+    assert k_cache.abs().sum() == pytest.approx(k.abs().sum())
+    assert not v_cache[0].any()
 
 
 def test_a_row_with_more_queries_than_keys_is_refused(make_case):
