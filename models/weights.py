@@ -21,6 +21,7 @@ Progress = Callable[[int, int], None]
 
 # A file read through a mapping stays resident while it is open; opened anew this often it costs no more than this.
 _REOPEN_AFTER = 128 << 20
+_SMALL_TABLE = 64 << 20
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # Buffers that old checkpoints carry and no model needs.
@@ -189,7 +190,9 @@ class WeightReader:
         return weight
 
     def shared_linear(self, table: torch.Tensor) -> Linear:
-        return self._ops.linear(table, None, shared=True)
+        # A head laid out for its kernel is nearly twice as fast; where the table is most of the model, memory counts.
+        may_copy = table.nbytes <= max(self._total // 8, _SMALL_TABLE)
+        return self._ops.linear(table, None, may_copy=may_copy)
 
     def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         tensor = torch.empty(shape, dtype=dtype or self._dtype, device=self._device)

@@ -87,7 +87,7 @@ def _expected(name: str, token_ids: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["llama-bias-tied", "qwen3-moe"])
 def test_packed_linears_are_as_exact(checkpoint: Checkpoints, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_engine.models.ops._PACK_FROM", 0)
+    monkeypatch.setattr("llm_engine.models.ops._PACK_FROM", {torch.float32: 0})
     stages = Stages(checkpoint(name))
     text = prompt(70, seed=4)
     found = chunks(stages, [stages.sequence(text)])[0]
