@@ -124,8 +124,8 @@ class ResourceManager:
     """The managers in order: prepared and updated in it, freed and shut down in reverse. Under the state lock.
 
     No call stops at a manager that raises: all are called, and what was raised comes back as a list, empty when all
-    went well, for the engine to fail the requests of that plan. Only ``shortage`` and ``reserve`` raise ``ResourceError``:
-    they concern one request.
+    went well, for the engine to fail the requests of that plan. Only ``shortage`` and ``reserve`` raise
+    ``ResourceError``: they concern one request.
     """
 
     def __init__(self, managers: Iterable[BaseResourceManager] = ()) -> None:

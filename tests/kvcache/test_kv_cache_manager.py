@@ -222,6 +222,18 @@ def test_a_failed_step_is_withdrawn_with_all_who_rest_on_it():
     kv.check_integrity()
 
 
+def test_a_hit_rests_on_the_newest_step_that_wrote_it():
+    kv = KVCacheManager(20, 4)
+    prompt = hashes(range(12))
+    kv.add_sequence(1, prompt, 12)
+    kv.grow(1, 12)
+    for step, num_tokens in ((1, 4), (2, 8), (3, 12)):
+        kv.publish(1, prompt, num_tokens, step)
+    kv.add_sequence(2, prompt[:2], 9)
+    assert kv.withdraw(3) == [1]
+    assert kv.withdraw(2) == [1, 2]
+
+
 def test_what_rests_on_withdrawn_or_forgotten_blocks_is_not_published():
     kv = KVCacheManager(20, 4)
     prompt = hashes(range(12))
@@ -299,6 +311,29 @@ def test_a_window_passes_a_shared_block_for_one_holder_only():
     kv.grow(1, 13, 9)
     assert kv.block_ids(1)[0] == 0
     assert kv.block_ids(2)[0] == 1
+    kv.check_integrity()
+
+
+def test_window_passed_blocks_of_others_do_not_make_room():
+    kv = KVCacheManager(4, 4, sliding_window=6)
+    run_prompt(kv, 1, range(12))
+    kv.add_sequence(2, hashes(range(9)), 9)  # holds blocks 1 and 2 as well
+    table = kv.block_ids(1)
+    with pytest.raises(OutOfBlocks):
+        kv.grow(1, 13)
+    assert kv.block_ids(1) == table
+    kv.check_integrity()
+
+
+def test_publishing_late_skips_what_the_window_has_passed():
+    kv = KVCacheManager(10, 4, sliding_window=6)
+    known = hashes(range(16))
+    kv.add_sequence(1, known, 16)
+    kv.grow(1, 12)
+    kv.grow(1, 16)
+    kv.publish(1, known, 16, step=1)
+    assert kv.block_ids(1) == [0, 2, 3, 4]
+    assert [kv.cache.get(block_hash) for block_hash in known] == [None, 2, 3, 4]
     kv.check_integrity()
 
 

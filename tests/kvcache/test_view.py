@@ -95,6 +95,14 @@ def test_two_starts_that_share_a_free_hit_pay_for_it_once(kv, view):
     assert view.blocks_to_start(match, 16) == 2
 
 
+def test_a_handed_back_hit_is_paid_for_once(kv, view):
+    resident(kv, 1, range(9))
+    match = view.prefix(2, hashes(range(16)), 16)
+    view.release(1)
+    view.reserve(view.blocks_to_start(match, 16), match)
+    assert view.blocks_to_start(match, 16) == 2
+
+
 def test_a_match_is_remembered_until_something_changes(kv, view):
     resident(kv, 1, range(9))
     first = view.prefix(2, hashes(range(16)), 16)
