@@ -1,7 +1,7 @@
 """The randomness of sampling, as a pure function of who asks for which token.
 
 One uniform number a token, hashed from (seed, choice index, output position) with the finalizer of SplitMix64 (Steele,
-Lea and Flood, "Fast splittable pseudorandom number generators", 2014): no generator has a state, so batching, preemption
+Lea and Flood, "Fast splittable pseudorandom number generators", 2014): no generator has a state, so batching, pausing
 and replay cannot change a request's noise.
 """
 

@@ -16,10 +16,14 @@ from .logits import Draws, Float32, Float64, Scores
 _NUM_BLOCKS = 512
 _FEW = 64
 _SUM_BLOCK = 128
+_NUM_BANDS = 1024
+_DEPTH = np.float32(24.0)
+"""Natural logarithms below the largest weight that the bands cover; the last band takes the rest."""
+_SHALLOW = np.float32(1e-30)
 _NOTHING = np.float32(-np.inf)
 _LOWEST = np.finfo(np.float32).min
-_MAX_ELEMENTS = 1 << 22
-"""Of a temporary array; larger jobs are done in slices of rows."""
+_MAX_ELEMENTS = 1 << 20
+"""Of a temporary array; larger jobs are done in slices of rows, which the cache holds better."""
 
 
 class NumpyLogits:
@@ -80,28 +84,35 @@ def _draw(x: Float32, draws: Draws) -> Int64:
     has_top_k = (draws.top_k > 0) & (draws.top_k < vocab_size)
     is_cut = has_top_k | (draws.top_p < 1.0)
     totals = np.zeros(num_rows)
-    whole = np.flatnonzero(~has_top_k)  # rows whose total is over the whole vocabulary
+    whole = np.flatnonzero(~has_top_k)  # top_p's share, if any, is of the whole vocabulary
     if len(whole):
         weights = _weights(x[whole], largest[whole], draws.temperature[whole])
         if draws.min_p[whole].any():
-            weights[weights < draws.min_p[whole, None]] = 0.0
-        sums = _block_sums(weights)
-        running = sums.cumsum(axis=1)
+            weights *= weights >= draws.min_p[whole, None]
+        running = _block_sums(weights).cumsum(axis=1)
         totals[whole] = running[:, -1]
         uncut = np.flatnonzero(~is_cut[whole])
         if len(uncut):
             rows = whole[uncut]
             tokens[rows] = _search(weights, uncut, running[uncut], draws.uniform[rows])
+
     left = np.flatnonzero(is_cut)
-    for count in (_FEW, _NUM_BLOCKS):
-        fits = left[draws.top_k[left] <= count] if vocab_size > 2 * _NUM_BLOCKS else left[:0]
-        if len(fits):
-            logits, ids = _candidates(x[fits], count, floor=_LOWEST)
-            tokens[fits] = _draw_cut(logits, ids, largest[fits], draws.take(fits), has_top_k[fits], totals[fits], False)
+    if vocab_size > 2 * _NUM_BLOCKS:
+        for count in (_FEW, _NUM_BLOCKS):
+            fits = left[np.where(has_top_k[left], draws.top_k[left] <= count, count == _FEW)]
+            if len(fits):
+                logits, ids = _candidates(x[fits], count, floor=_LOWEST)
+                tokens[fits] = _draw_cut(logits, ids, largest[fits], draws.take(fits), has_top_k[fits], totals[fits])
+                left = left[tokens[left] < 0]
+        wide = left[~has_top_k[left] & (totals[left] > 0)]
+        if len(wide):
+            tokens[wide] = _draw_wide(x[wide], largest[wide], draws.take(wide), totals[wide])
             left = left[tokens[left] < 0]
     if len(left):
         ids = np.broadcast_to(np.arange(vocab_size), (len(left), vocab_size))
-        tokens[left] = _draw_cut(x[left], ids, largest[left], draws.take(left), has_top_k[left], totals[left], True)
+        tokens[left] = _draw_cut(
+            x[left], ids, largest[left], draws.take(left), has_top_k[left], totals[left], all_in=True
+        )
     bad = np.flatnonzero(tokens < 0)
     tokens[bad] = x[bad].argmax(axis=1)
     return tokens
@@ -114,7 +125,7 @@ def _draw_cut(
     draws: Draws,
     has_top_k: NDArray[np.bool_],
     totals: Float64,
-    all_in: bool,
+    all_in: bool = False,
 ) -> Int64:
     """Draw from candidates [R, C], ids ascending, padded with -inf; -1 where they do not reach ``top_p``'s share.
 
@@ -122,27 +133,59 @@ def _draw_cut(
     are no further candidates.
     """
     num_rows, num_candidates = logits.shape
+    at = np.arange(num_rows)
     ordered = -np.sort(-logits, axis=1)
     weights = _weights(ordered, largest, draws.temperature)
     running = weights.cumsum(axis=1, dtype=np.float64)
     limit = np.where(has_top_k, np.minimum(draws.top_k, num_candidates), num_candidates)
     limit = np.minimum(limit, (weights >= draws.min_p[:, None]).sum(axis=1))
-    at = np.arange(num_rows)
     totals = np.where(has_top_k, running[at, np.maximum(limit, 1) - 1], totals)
     share = np.where(draws.top_p < 1.0, draws.top_p * totals, np.inf)
     # A token is kept while those before it fall short of the share.
     kept = np.minimum(1 + (running[:, :-1] < share[:, None]).sum(axis=1), limit)
     enough = (has_top_k | (running[:, -1] >= share) | all_in) & (totals > 0) & (kept > 0)
-    # Everything above the last kept logit, and of those equal to it the first few by id.
-    last = ordered[at, np.maximum(kept, 1) - 1, None]
-    above, equal = logits > last, logits == last
-    room = kept - above.sum(axis=1)
-    keep = above | (equal & (equal.cumsum(axis=1) <= room[:, None]))
-    weights = np.where(keep, _weights(logits, largest, draws.temperature), 0.0)
+    weights = _weights(logits, largest, draws.temperature)
+    weights *= _likeliest(logits, ordered[at, np.maximum(kept, 1) - 1], kept)
     running = weights.cumsum(axis=1, dtype=np.float64)
     chosen = (running <= (draws.uniform * running[:, -1])[:, None]).sum(axis=1)
-    chosen = np.minimum(chosen, num_candidates - 1)
-    return np.where(enough, ids[at, chosen], -1)
+    return np.where(enough, ids[at, np.minimum(chosen, num_candidates - 1)], -1)
+
+
+def _draw_wide(x: Float32, largest: Float32, draws: Draws, totals: Float64) -> Int64:
+    """Draw rows [R, V] whose ``top_p`` takes in much of the vocabulary; they have no ``top_k`` and weigh something.
+
+    A histogram of the weights over bands of logits finds the band in which the share is reached; only that is sorted.
+    """
+    num_rows = len(x)
+    at = np.arange(num_rows)
+    weights = _weights(x, largest, draws.temperature)
+    weights *= weights >= draws.min_p[:, None]
+    depth = np.clip(largest - x.min(axis=1), _SHALLOW, _DEPTH * draws.temperature)
+    bands = (largest[:, None] - x) * (np.float32(_NUM_BANDS - 1) / depth)[:, None]
+    bands = np.minimum(bands, _NUM_BANDS - 1, out=bands).astype(np.int64)
+    flat = (bands + (at * _NUM_BANDS)[:, None]).ravel()
+    masses = np.bincount(flat, weights.ravel().astype(np.float64), num_rows * _NUM_BANDS)
+    running = masses.reshape(num_rows, _NUM_BANDS).cumsum(axis=1)
+    share = draws.top_p * totals
+    band = np.minimum((running < share[:, None]).sum(axis=1), _NUM_BANDS - 1)
+    before = np.where(band > 0, running[at, band - 1], 0.0)
+    inside, _ = _gather(x, bands == band[:, None])
+    inside = -np.sort(-inside, axis=1)
+    inner = _weights(inside, largest, draws.temperature)
+    sums = before[:, None] + inner.cumsum(axis=1, dtype=np.float64)
+    kept = np.minimum(1 + (sums[:, :-1] < share[:, None]).sum(axis=1), np.maximum((inner > 0).sum(axis=1), 1))
+    weights *= _likeliest(x, inside[at, kept - 1], kept + (bands < band[:, None]).sum(axis=1))
+    return _search(weights, at, _block_sums(weights).cumsum(axis=1), draws.uniform)
+
+
+def _likeliest(logits: Float32, last: Float32, count: Int64) -> NDArray[np.bool_]:
+    """[R, C] the ``count`` likeliest of each row, the smallest of them being ``last``: of its equals the first ones."""
+    above, equal = logits > last[:, None], logits == last[:, None]
+    room = count - above.sum(axis=1)
+    crowded = np.flatnonzero(equal.sum(axis=1) > room)
+    if len(crowded):
+        equal[crowded] &= equal[crowded].cumsum(axis=1) <= room[crowded, None]
+    return above | equal
 
 
 def _weights(x: Float32, largest: Float32, temperature: Float32) -> Float32:
@@ -193,7 +236,13 @@ def _candidates(x: Float32, count: int, floor: np.float32 = _NOTHING) -> tuple[F
     even = vocab_size // _NUM_BLOCKS * _NUM_BLOCKS
     maxima = x[:, :even].reshape(num_rows, -1, _NUM_BLOCKS).max(axis=1)
     bounds = np.partition(maxima, _NUM_BLOCKS - count, axis=1)[:, _NUM_BLOCKS - count]
-    rows, columns = np.nonzero(x >= np.maximum(bounds, floor)[:, None])
+    return _gather(x, x >= np.maximum(bounds, floor)[:, None])
+
+
+def _gather(x: Float32, mask: NDArray[np.bool_]) -> tuple[Float32, Int64]:
+    """[R, C] the logits under the mask and their ids, ids ascending, padded with -inf."""
+    num_rows, vocab_size = x.shape
+    rows, columns = np.divmod(np.flatnonzero(mask), vocab_size)
     counts = np.bincount(rows, minlength=num_rows)
     places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
     logits = np.full((num_rows, max(int(counts.max(initial=0)), 1)), -np.inf, np.float32)

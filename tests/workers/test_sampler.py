@@ -178,8 +178,9 @@ def test_a_new_request_inherits_nothing_from_its_slot(make_bench: MakeBench) -> 
         bad_words_ids=[[best]],
     )  # fmt: skip
     assert bench.sample(logits)[0] == [1]
-    bench.start(0, SamplingParams(temperature=0.0), prompt=[best])
-    assert bench.sample(logits) == ([best], {})
+    for kwargs in ({}, {"presence_penalty": 0.1}):
+        bench.start(0, SamplingParams(temperature=0.0, **kwargs), prompt=[best])
+        assert bench.sample(logits) == ([best], {})
 
 
 def test_the_record_of_tokens_that_penalties_see_grows_with_every_decode(make_bench: MakeBench) -> None:
@@ -256,3 +257,28 @@ def test_banned_tokens_are_never_drawn(make_bench: MakeBench) -> None:
         bench.start(slot, SamplingParams(allowed_token_ids=[7, 4000], **kwargs), seed=slot)
     seen = {t for p in range(30) for t in bench.sample(random_logits(len(DRAWN), LARGE), positions=[p] * len(DRAWN))[0]}
     assert seen == {7, 4000}
+
+
+def test_large_batches_go_in_slices(monkeypatch: pytest.MonkeyPatch, make_bench: MakeBench) -> None:
+    from llm_engine.workers import numpy_logits, torch_logits
+
+    bench, logits = make_bench(LARGE), random_logits(len(DRAWN), LARGE)
+    for slot, kwargs in enumerate(DRAWN.values()):
+        bench.start(slot, SamplingParams(logprobs=2, **kwargs), seed=slot)
+    whole = bench.sample(logits)
+    for module in (numpy_logits, torch_logits):
+        monkeypatch.setattr(module, "_MAX_ELEMENTS", 3 * LARGE)
+    assert bench.sample(logits) == whole
+
+
+def test_torch_tensors_on_the_cpu_are_sampled_in_place_of_a_copy() -> None:
+    torch = pytest.importorskip("torch")
+    from llm_engine.workers.logits import wrap
+    from llm_engine.workers.numpy_logits import NumpyLogits
+
+    with torch.inference_mode():
+        logits = torch.zeros(2, SMALL)
+    view = wrap(logits)
+    assert isinstance(view, NumpyLogits)
+    view.put(np.array([1]), np.array([5]), 3.0)
+    assert logits.argmax(dim=1).tolist() == [0, 5]

@@ -1,0 +1,220 @@
+"""A stage over the toy model: right tokens, and the same after every kind of trouble."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llm_engine.core.sampling_params import SamplingParams
+from llm_engine.core.step import StepPlan, StepResult
+from llm_engine.workers.model_engine import ModelEngine
+from llm_engine.workers.sampler import BatchSampler, SamplerFactory
+from llm_engine.workers.slots import SlotTable
+from llm_engine.workers.stage import Stage, StageOutput
+from tests.plans import Planner
+from tests.toy_model_engine import VOCAB_SIZE, ToyModelEngine, expected_logits, expected_tokens, fail_on
+from tests.workers.plain_sampler import draw, log_softmax, uniform
+
+
+def make_stage(
+    model_engine: ModelEngine, index: int = 0, num_stages: int = 1, make_sampler: SamplerFactory = BatchSampler
+) -> Stage:
+    """A loaded stage whose clock counts its readings."""
+    readings: Iterator[int] = count()
+
+    def clock() -> float:
+        return float(next(readings))
+
+    stage = Stage(model_engine, make_sampler, index=index, num_stages=num_stages, max_num_seqs=8, clock=clock)
+    stage.load()
+    stage.allocate(64, 4)
+    return stage
+
+
+def run(stages: list[Stage], plan: StepPlan) -> StepResult:
+    received: StageOutput | None = None
+    for stage in stages:
+        output = stage.execute(plan, received)
+        if isinstance(output, StepResult):
+            return output
+        received = output
+    raise AssertionError("the last stage gave no result")
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3])
+def test_sampled_requests_get_the_same_tokens_whatever_runs_beside_them(num_stages: int) -> None:
+    """Against the toy's and the sampler's definitions: chunks, a pause, a neighbour."""
+    stages = [make_stage(ToyModelEngine(i, num_stages), i, num_stages) for i in range(num_stages)]
+    planner = Planner()
+    params = SamplingParams(temperature=1.5, top_k=30, top_p=0.9)
+    prompt = [5, 6, 7, 8, 9, 10]
+    request, neighbour = planner.add(prompt, sampling=params, seed=1234), planner.add([1, 2, 3])
+
+    def step(rows: dict[int, int]) -> None:
+        plan = planner.plan(rows)
+        planner.enter(plan, run(stages, plan))
+
+    step({1: 4})
+    step({1: 2, 2: 3})
+    for _ in range(3):
+        step({1: 1, 2: 1})
+    planner.pause(request)
+    planner.pause(neighbour)
+    request.slot, neighbour.slot = 5, 0
+    step({2: 3})
+    step({1: 10})
+    step({1: 1})
+
+    def choose(logits: NDArray[np.float32], known: list[int]) -> int:
+        return draw(logits.tolist(), params, uniform(1234, 0, len(known) - len(prompt)))
+
+    assert request.outputs == expected_tokens(prompt, 6, choose=choose)
+    assert neighbour.outputs == expected_tokens([1, 2, 3], 4)
+
+
+def test_logprobs_come_by_row_and_prompt_logprobs_by_request() -> None:
+    stage = make_stage(ToyModelEngine())
+    planner = Planner()
+    prompt = [9, 8, 7, 6, 5]
+    planner.add([1, 2])
+    planner.add(prompt, sampling=SamplingParams(temperature=0.0, logprobs=2, prompt_logprobs=1))
+    truth = [log_softmax(logits) for logits in expected_logits(prompt)]
+    entries = []
+    for rows in ({2: 3}, {1: 2, 2: 2}):
+        plan = planner.plan(rows)
+        result = run([stage], plan)
+        planner.enter(plan, result)
+        assert list(result.prompt_logprobs) == [2]
+        entries += result.prompt_logprobs[2]
+    assert [entry.token_id for entry in entries] == prompt[1:]
+    for entry, logprobs, token in zip(entries, truth, prompt[1:], strict=False):
+        assert entry.logprob == pytest.approx(logprobs[token], abs=1e-5)
+        assert entry.top_ids == [int(np.argmax(logprobs))]
+    assert result.tokens[1] == expected_tokens(prompt, 1)[0]
+    assert list(result.logprobs) == [1]
+    assert result.logprobs[1].logprob == pytest.approx(max(truth[4]), abs=1e-5)
+    assert len(result.logprobs[1].top_ids) == 2
+
+
+@pytest.mark.parametrize("failing_stage", [0, 1, 2])
+def test_a_failure_reaches_the_last_stage_and_spares_the_rest(failing_stage: int) -> None:
+    engines = [ToyModelEngine(i, 3, on_forward=fail_on(0) if i == failing_stage else None) for i in range(3)]
+    stages = [make_stage(engine, i, 3) for i, engine in enumerate(engines)]
+    planner = Planner()
+    planner.add([1, 2, 3])
+    failed = run(stages, planner.plan({1: 3}))
+    assert failed.error is not None
+    assert failed.error.startswith(f"stage {failing_stage}: RuntimeError: the toy was told to fail")
+    assert "toy_model_engine.py" in failed.error
+    assert (failed.step, failed.tokens, len(failed.busy)) == (0, [], 3)
+    assert [engine.num_forwards for engine in engines] == [1 if i <= failing_stage else 0 for i in range(3)]
+    planner.requests[1].num_computed = 0
+    again = planner.plan({1: 3})
+    assert not again.starts  # the books have it from the failed step, on every stage
+    planner.enter(again, run(stages, again))
+    assert planner.requests[1].outputs == expected_tokens([1, 2, 3], 1)
+
+
+def test_a_failing_sampler_is_a_failed_step_and_a_sampler_can_be_replaced() -> None:
+    class Broken(BatchSampler):
+        def sample(self, logits: Any, slots: Any, positions: Any) -> Any:
+            raise ValueError("no dice")
+
+    class Always7(BatchSampler):
+        def __init__(self, slots: SlotTable, vocab_size: int) -> None:
+            assert vocab_size == VOCAB_SIZE
+            super().__init__(slots, vocab_size)
+
+        def sample(self, logits: Any, slots: Any, positions: Any) -> Any:
+            return [7] * len(slots), {}
+
+    for make_sampler, tokens, error in ((Broken, [], "stage 0: ValueError: no dice"), (Always7, [7], None)):
+        planner = Planner()
+        planner.add([1, 2, 3])
+        result = run([make_stage(ToyModelEngine(), make_sampler=make_sampler)], planner.plan({1: 3}))
+        assert result.tokens == tokens
+        assert (result.error or "").startswith(error or "")
+
+
+def test_a_step_without_samples_has_no_tokens() -> None:
+    stage = make_stage(ToyModelEngine())
+    planner = Planner()
+    planner.add([1, 2, 3])
+    result = run([stage], planner.plan({1: 2}))
+    assert (result.tokens, result.logprobs, result.prompt_logprobs, result.error) == ([], {}, {}, None)
+
+
+def test_each_stage_adds_when_it_was_busy() -> None:
+    stages = [make_stage(ToyModelEngine(i, 2), i, 2) for i in range(2)]
+    planner = Planner()
+    planner.add([1, 2, 3])
+    assert run(stages, planner.plan({1: 1})).busy == [(0.0, 1.0), (0.0, 1.0)]
+    assert run(stages, planner.plan({1: 1})).busy == [(2.0, 3.0), (2.0, 3.0)]
+
+
+def test_a_plan_against_the_books_is_not_survived() -> None:
+    stage = make_stage(ToyModelEngine())
+    planner = Planner()
+    planner.add([1, 2, 3])
+    plan = planner.plan({1: 2})
+    plan.starts.clear()
+    with pytest.raises(AssertionError):
+        stage.execute(plan, None)
+
+
+def test_release_is_callable_twice_and_at_once() -> None:
+    engine = ToyModelEngine()
+    stage = Stage(engine, BatchSampler, index=0, num_stages=1, max_num_seqs=8)
+    stage.release()
+    stage.release()
+    assert engine.released
+
+
+@pytest.mark.parametrize("damage", ["block", "position", "stale"])
+def test_the_toy_notices_every_damage_to_its_cache(damage: str) -> None:
+    """What the engine's tests rely on: a wrong block or position or a lost key changes the tokens."""
+    engine = ToyModelEngine()
+    stage, planner = make_stage(engine), Planner()
+    request = planner.add([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    plan = planner.plan({1: 9})
+    planner.enter(plan, run([stage], plan))
+    plan = planner.plan({1: 1})
+    if damage == "block":
+        request.blocks[1] = request.blocks[0]
+        planner.pause(request)
+        request.blocks, request.num_computed = [1, 1, 3], 9
+        plan = planner.plan({1: 1})
+        assert plan.starts
+    elif damage == "position":
+        plan.decode_positions = [8]
+    else:
+        engine.pools[1][1 * 4 + 2] += np.uint64(1)
+    assert run([stage], plan).tokens != expected_tokens([1, 2, 3, 4, 5, 6, 7, 8, 9], 2)[1:]
+
+
+def test_no_torch_is_loaded_for_numpy_logits() -> None:
+    program = """
+import sys
+from llm_engine.core.sampling_params import SamplingParams
+from llm_engine.workers.sampler import BatchSampler
+from llm_engine.workers.stage import Stage
+from tests.plans import Planner
+from tests.toy_model_engine import ToyModelEngine
+stage = Stage(ToyModelEngine(), BatchSampler, index=0, num_stages=1, max_num_seqs=8)
+stage.load()
+stage.allocate(9, 4)
+planner = Planner()
+planner.add([1, 2], sampling=SamplingParams(top_p=0.9, logprobs=2))
+assert len(stage.execute(planner.plan({1: 2}), None).tokens) == 1
+assert "torch" not in sys.modules
+"""
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=root)
