@@ -121,8 +121,8 @@ def _as_text(output: RequestOutput) -> Iterator[str]:
 
 def _as_jsonl(output: RequestOutput) -> Iterator[str]:
     choices = [
-        {"index": choice.index, "text": choice.text, "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
-        for choice in output.outputs
+        {"index": c.index, "text": c.text, "finish_reason": c.finish_reason, "stop_reason": c.stop_reason}
+        for c in output.outputs
     ]
     usage = {
         "prompt_tokens": len(output.prompt_token_ids),

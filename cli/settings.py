@@ -21,7 +21,7 @@ from ..core.errors import ConfigError
 from ..server.config import ServerConfig
 
 ENV_PREFIX = "LLM_ENGINE_"
-ENV_INTERNAL = frozenset({"NATIVE", "NATIVE_CACHE", "NATIVE_FLAGS", "CACHE_DIR", "DEBUG", "LOG_LEVEL"})
+ENV_INTERNAL = frozenset({"NATIVE"})
 """Variables that parts of the engine read by themselves; they are no settings."""
 
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -122,7 +122,7 @@ SERVER_SETTINGS = settings_of(ServerConfig)
 ALL_SETTINGS = {**ENGINE_SETTINGS, **SERVER_SETTINGS}
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: Mapping[str, Setting]) -> None:
+def add_flags(parser: argparse._ActionsContainer, settings: Mapping[str, Setting]) -> None:
     """Give the parser a flag per setting. Flags that are not given leave no trace in the namespace."""
     for setting in settings.values():
         options: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS, "help": _help(setting)}

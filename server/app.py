@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from flask import Flask, Response, request
@@ -13,6 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from werkzeug.exceptions import HTTPException
 
 from ..core.errors import EngineError, InvalidParamsError, ModelNotFoundError
+from ..core.version import __version__
 from .body import read_body
 from .config import RESERVED_THREADS, ServerConfig
 from .disconnects import DisconnectWatcher
@@ -21,7 +22,6 @@ from .generation import Generations
 from .http_errors import RETRY_AFTER_S, ApiError, api_error
 from .protocol import ChatRequest, CompletionRequest, parse
 from .sampling import chat_params, chat_spelling, completion_params
-from ..core.version import __version__
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
@@ -34,6 +34,8 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
 
     ``is_draining`` says whether the server is going down: then new work is refused.
     """
+    vocabulary = llm.tokenizer
+    assert vocabulary is not None, "whoever makes the engine sees to it"
     app = Flask("llm_engine.server", static_folder=None)
     watcher = DisconnectWatcher()
     watcher.start()
@@ -57,7 +59,7 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
         asked = parse(CompletionRequest, read_body(request.environ, config.max_body_mb))
         check_model(asked.model)
         params, prompts = completion_params(asked, llm.default_sampling), asked.prompts()
-        shape = CompletionFormat(asked, llm.tokenizer)
+        shape = CompletionFormat(asked, vocabulary)
         sock = request.environ["gunicorn.socket"]
         return generations.answer(sock, asked, prompts, params, shape, names[0], {})
 
@@ -76,13 +78,13 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
             add_generation_prompt=asked.add_generation_prompt and not asked.continue_final_message,
             continue_final_message=asked.continue_final_message,
         )
-        shape = ChatFormat(asked, llm.tokenizer)
+        shape = ChatFormat(asked, vocabulary)
         sock = request.environ["gunicorn.socket"]
         return generations.answer(sock, asked, [prompt], params, shape, names[0], spelled)
 
     @app.get("/v1/models")
     def models() -> Response:
-        cards = [
+        cards: list[dict[str, Any]] = [
             {
                 "id": name,
                 "object": "model",

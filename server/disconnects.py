@@ -46,8 +46,10 @@ class DisconnectWatcher:
             yield
         finally:
             with self._lock:
-                if self._callbacks.pop(fd, None) is not None:
-                    self._epoll.unregister(fd)
+                if self._callbacks.get(fd) is gone:
+                    del self._callbacks[fd]
+                    with contextlib.suppress(OSError):  # closed already: the kernel has dropped it
+                        self._epoll.unregister(fd)
 
     def _run(self) -> None:
         while True:

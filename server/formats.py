@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..core.outputs import CompletionOutput, RequestOutput
+from ..core.step import TokenLogprobs
 from .logprobs import Vocabulary, chat_logprobs, completion_logprobs, prompt_logprobs
 from .protocol import ChatRequest, CompletionRequest
 
@@ -103,12 +104,14 @@ class CompletionFormat:
         self._offsets[index] = start + len(text)
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": output.finish_reason}
         if self._logprobs:
-            token_ids, entries = list(output.token_ids), list(output.logprobs or [])
-            if self._only_prompt:
-                token_ids, entries = [], []
+            token_ids: list[int] = []
+            entries: list[TokenLogprobs | None] = []
             if echo:
-                token_ids = [*part.prompt_token_ids, *token_ids]
-                entries = [*(part.prompt_logprobs or []), *entries]
+                token_ids += part.prompt_token_ids
+                entries += part.prompt_logprobs or []
+            if not self._only_prompt:
+                token_ids += output.token_ids
+                entries += output.logprobs or []
             choice["logprobs"] = completion_logprobs(self._vocabulary, token_ids, entries, start)
         if output.finished:
             choice["stop_reason"] = output.stop_reason

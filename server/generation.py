@@ -126,7 +126,7 @@ class _Envelope:
         """The body of an answer that is not streamed."""
         for position, result in enumerate(results):
             self._count(position, result)
-        choices = [choice for position, result in enumerate(results) for choice in self._shape.choices(position, result)]
+        choices = [one for position, result in enumerate(results) for one in self._shape.choices(position, result)]
         extras = self._shape.extras(results)
         return {**self._common, "object": self._shape.object, "choices": choices, "usage": self._usage(), **extras}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ _ABORT_GRACE_S = 5
 def serve(engine: Mapping[str, Any], config: ServerConfig) -> int:
     """Serve until a signal; returns the command's exit code. ``engine`` holds ``LLM``'s keyword arguments."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("gunicorn.error").addFilter(_is_news)
+    if config.uds is None:
+        _check_address(config.host, config.port)
     parent = os.getpid()
     try:
         _Parent(_Application(engine, config)).run()
@@ -42,9 +46,24 @@ def serve(engine: Mapping[str, Any], config: ServerConfig) -> int:
         if os.getpid() != parent:
             raise  # the worker ends through here too, with a code meant for its parent
         return 0 if end.code in (0, None) else 1
-    except RuntimeError as error:  # gunicorn's word for an address that cannot be had
-        print(f"llm-engine serve: error: {error}", file=sys.stderr)
-    return 1
+    raise AssertionError("the arbiter leaves by SystemExit")
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise ``ConfigError`` for an address that cannot be had: gunicorn would say so five times, a second apart."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise ConfigError("host and port", f"{host}:{port}", f"a free address of ours ({error.strerror})") from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of gunicorn's says something new: a worker that could not start has told why itself."""
+    return not (isinstance(record.args, tuple) and record.args[-1:] == (Arbiter.WORKER_BOOT_ERROR,))
 
 
 class _Application(BaseApplication):

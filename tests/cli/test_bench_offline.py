@@ -12,7 +12,8 @@ from llm_engine.cli.main import main
 
 
 @pytest.mark.parametrize(
-    ("name", "requests", "prompt", "shared"), [("W1", 64, 128, 0), ("W2", 1, 128, 0), ("W3", 16, 1024, 0), ("W4", 32, 800, 768)]
+    ("name", "requests", "prompt", "shared"),
+    [("W1", 64, 128, 0), ("W2", 1, 128, 0), ("W3", 16, 1024, 0), ("W4", 32, 800, 768)],
 )
 def test_workloads_are_those_of_the_benchmarks_page(name: str, requests: int, prompt: int, shared: int) -> None:
     workload = WORKLOADS[name]

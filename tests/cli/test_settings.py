@@ -60,7 +60,7 @@ def test_flags_have_the_types_of_their_fields() -> None:
 def test_precedence_is_flag_environment_file(tmp_path: Path) -> None:
     file = write(tmp_path, "max_num_seqs: 1\nblock-size: 4\nport: 9\n")
     environ = {"LLM_ENGINE_MAX_NUM_SEQS": "2", "LLM_ENGINE_BLOCK_SIZE": "8", "UNRELATED": "x"}
-    assert resolved("--config", file, environ=environ, *("--max-num-seqs", "3")) == {
+    assert resolved("--config", file, "--max-num-seqs", "3", environ=environ) == {
         "max_num_seqs": 3, "block_size": 8, "port": 9,
     }  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="/nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"/nowhere\.yaml"):
         resolved("--config", "/nowhere.yaml")
 
 

@@ -139,3 +139,20 @@ def test_many_connections_come_and_go(watcher: DisconnectWatcher) -> None:
         thread.join()
     assert (wrong, missed) == ([], [])
     assert watcher._callbacks == {}
+
+
+def test_a_socket_closed_within_the_block_does_no_harm(watcher: DisconnectWatcher) -> None:
+    ours, theirs = socket.socketpair()
+    called = threading.Event()
+    with watcher.watch(ours, called.set):
+        fd = ours.detach()
+        os.close(fd)
+        next_ours, next_theirs = socket.socketpair()
+        assert next_ours.fileno() == fd
+        gone = threading.Event()
+        with watcher.watch(next_ours, gone.set):
+            next_theirs.close()
+            assert gone.wait(5)
+    assert not called.is_set()
+    next_ours.close()
+    theirs.close()

@@ -87,7 +87,8 @@ def test_whole_chat() -> None:
 def test_completions_number_their_choices_over_all_prompts() -> None:
     shape = completion(n=2)
     ended = [CompletionOutput(i, "x", [1], finish_reason=FinishReason.STOP) for i in range(2)]
-    assert [choice["index"] for position in range(2) for choice in shape.choices(position, output(*ended))] == [0, 1, 2, 3]
+    choices = [choice for position in range(2) for choice in shape.choices(position, output(*ended))]
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
 
 
 def test_echo_puts_the_prompt_before_the_text_once() -> None:

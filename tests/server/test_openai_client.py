@@ -81,7 +81,8 @@ def test_chat_logprobs(client: openai.OpenAI) -> None:
     for entry in content:
         assert entry.logprob <= 0
         assert bytes(entry.bytes).decode() == entry.token
-        assert [top.logprob for top in entry.top_logprobs] == sorted((t.logprob for t in entry.top_logprobs), reverse=True)
+        top = [one.logprob for one in entry.top_logprobs]
+        assert top == sorted(top, reverse=True)
         assert entry.top_logprobs[0].logprob == pytest.approx(entry.logprob)  # greedy takes the likeliest
         assert len(entry.top_logprobs) == 3
     streamed = [
@@ -138,7 +139,8 @@ def test_several_choices(client: openai.OpenAI) -> None:
 
 
 def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
-    whole = client.completions.create(model="demo", prompt="Once upon a time", max_tokens=20, temperature=0).choices[0].text
+    answer = client.completions.create(model="demo", prompt="Once upon a time", max_tokens=20, temperature=0)
+    whole = answer.choices[0].text
     word = whole[6:9]
     cut = client.completions.create(model="demo", prompt="Once upon a time", max_tokens=20, temperature=0, stop=word)
     assert cut.choices[0].text == whole[: whole.index(word)]
@@ -152,9 +154,8 @@ def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
 
 def test_a_seed_repeats_a_sampled_answer(client: openai.OpenAI) -> None:
     def sampled(seed: int) -> str:
-        return str(
-            client.completions.create(model="demo", prompt="Once", max_tokens=16, temperature=1.5, seed=seed).choices[0].text
-        )
+        answer = client.completions.create(model="demo", prompt="Once", max_tokens=16, temperature=1.5, seed=seed)
+        return answer.choices[0].text
 
     assert sampled(1) == sampled(1)
     assert len({sampled(seed) for seed in range(4)}) > 1
