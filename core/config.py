@@ -78,7 +78,9 @@ class SchedulerConfig:
         None, "tokens in one micro-batch; 2048, or 512 on the CPU, when absent"
     )
     long_prefill_token_threshold: int | None = option(None, "longest chunk of one prompt in a micro-batch")
-    chunk_unit: int | None = option(None, "chunks that do not end a prompt are multiples of this; the block size when absent")
+    chunk_unit: int | None = option(
+        None, "chunks that do not end a prompt are multiples of this; the block size when absent"
+    )
     max_num_waiting: int | None = option(None, "requests that may wait; more are refused; no limit when absent")
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """A running queue: the decodes that share a micro-batch, as columns.
 
-Rows advance together, so a row's position is kept as ``base + clock`` and pushing the whole queue is one increment. What
-depends on the position modulo the block size, or on a row reaching its length limit, is looked up in two wheels that hold
-only the rows concerned. A row left out of a push is re-filed in the wheels: the cost follows what changed.
+Rows advance together, so a row's position is kept as ``base + clock`` and pushing the whole queue is one increment.
+What depends on the position modulo the block size, or on a row reaching its length limit, is looked up in two wheels
+that hold only the rows concerned. A row left out of a push is re-filed in the wheels: the cost follows what changed.
 """
 
 from __future__ import annotations

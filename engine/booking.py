@@ -1,4 +1,4 @@
-"""From a checked decision to a plan the stages can run: takes slots and blocks, advances positions, publishes hashes."""
+"""From a checked decision to a plan the stages can run: takes slots and blocks, moves positions, publishes hashes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ if TYPE_CHECKING:
 def book(core: EngineCore, plan: StepPlan, now: float) -> None:
     """Fill in the plan's booking columns and move the books to where the step will have brought them.
 
-    Under the state lock. Raises ``SchedulerError`` where the plan needs more blocks than are free; what was booked before
-    that stays consistent, and the engine ends with the error.
+    Under the state lock. Raises ``SchedulerError`` where the plan needs more blocks than are free; what was booked
+    before that stays consistent, and the engine ends with the error.
     """
     # The order the prediction assumes: newcomers hold their hits before anybody's growth can evict them.
-    chunks = list(zip(plan.chunk_ids, plan.chunk_tokens, strict=True))
-    newcomers = [(core.table[i], n) for i, n in chunks if not core.table[i].is_resident]
-    for request, num_tokens in newcomers:
-        _hold(core, plan, request, num_tokens, now)
-    for request, num_tokens in newcomers:
-        _demand(core, request, core.kv.blocks_to_grow(request.request_id, request.num_computed_tokens + num_tokens))
-        core.kv.grow(request.request_id, request.num_computed_tokens + num_tokens)
+    newcomers = {row: core.table[i] for row, i in enumerate(plan.chunk_ids) if not core.table[i].is_resident}
+    for row, request in newcomers.items():
+        cached = _hold(core, plan, request, now)
+        # A pause of this very plan may have published more of its prefix than the scheduler could count on.
+        plan.chunk_tokens[row] = min(plan.chunk_tokens[row], request.num_tokens - cached)
+    for row, request in newcomers.items():
+        reached = request.num_computed_tokens + plan.chunk_tokens[row]
+        _demand(core, request, core.kv.blocks_to_grow(request.request_id, reached))
+        core.kv.grow(request.request_id, reached)
         plan.starts.append(_start_of(core, request))
-    started = {request.request_id for request, _ in newcomers}
+    started = {request.request_id for request in newcomers.values()}
     _book_decodes(core, plan)
-    for request_id, num_tokens in chunks:
+    for request_id, num_tokens in zip(plan.chunk_ids, plan.chunk_tokens, strict=True):
         request = core.table[request_id]
         start = request.num_computed_tokens
         if request_id not in started:
@@ -60,9 +62,10 @@ def _book_decodes(core: EngineCore, plan: StepPlan) -> None:
         plan.decode_slots = [queue.slots[row] for row in rows]
         plan.decode_tokens = [queue.tokens[row] for row in rows]
         plan.decode_positions = [queue.position(request_id) for request_id in plan.decode_ids]
-    if len(due) > kv.num_free_blocks:
+    needed = kv.blocks_to_advance(due)
+    if needed > kv.num_free_blocks:
         raise SchedulerError(
-            f"scheduler {core.scheduler_name} returned an impossible plan: its decodes open {len(due)} blocks and "
+            f"scheduler {core.scheduler_name} returned an impossible plan: its decodes need {needed} blocks and "
             f"{kv.num_free_blocks} are free"
         )
     for request_id in due:
@@ -83,8 +86,8 @@ def _grow(core: EngineCore, plan: StepPlan, request: Request, num_tokens: int) -
         plan.grown_blocks.append(block)
 
 
-def _hold(core: EngineCore, plan: StepPlan, request: Request, num_tokens: int, now: float) -> None:
-    """Make a newcomer resident, with its prefix hit and a slot."""
+def _hold(core: EngineCore, plan: StepPlan, request: Request, now: float) -> int:
+    """Make a newcomer resident, with its prefix hit and a slot; returns the tokens of the hit."""
     resumed = request.num_preemptions > 0
     cached = core.kv.add_sequence(
         request.request_id,
@@ -97,17 +100,13 @@ def _hold(core: EngineCore, plan: StepPlan, request: Request, num_tokens: int, n
     request.start_step = plan.step
     core.table.start_prefill(request)
     request.num_computed_tokens = cached
-    if cached + num_tokens > request.num_tokens:
-        raise SchedulerError(
-            f"scheduler {core.scheduler_name} returned an impossible plan: {num_tokens} tokens of request "
-            f"{request.external_id}, which has {request.num_tokens - cached} to compute behind its prefix hit"
-        )
     if request.num_cached_tokens is None:
         request.num_cached_tokens = cached
     if resumed:
         plan.resumed_ids.append(request.request_id)
     request.record(RequestEvent.RESUMED if resumed else RequestEvent.SCHEDULED, now)
     core.view.forget(request.request_id)
+    return cached
 
 
 def _start_of(core: EngineCore, request: Request) -> RequestStart:

@@ -18,12 +18,19 @@ Abort = Callable[[list[int], FinishReason], None]
 class RequestCollector:
     """Collects the choices of one caller's request. One thread at a time.
 
-    ``streaming`` makes ``take`` return what is new; otherwise text is made at the end, unless stop strings need it before.
+    ``streaming`` makes ``take`` return what is new; otherwise text is made at the end, unless stop strings need it
+    before.
     ``abort`` is called when a stop string ends a choice that the engine still runs.
     """
 
     def __init__(
-        self, requests: Sequence[Request], prompt: str | None, tokenizer: Tokenizer | None, abort: Abort, *, streaming: bool
+        self,
+        requests: Sequence[Request],
+        prompt: str | None,
+        tokenizer: Tokenizer | None,
+        abort: Abort,
+        *,
+        streaming: bool,
     ) -> None:
         self.requests = list(requests)
         self.prompt = prompt
@@ -54,7 +61,8 @@ class RequestCollector:
         if choice.output.finished:
             return None  # a stop string ended it here before the engine knew
         if delta.prompt_logprobs and delta.request is self.requests[0]:
-            self._prompt_logprobs.extend(delta.prompt_logprobs)
+            start = delta.prompt_start
+            self._prompt_logprobs[start : start + len(delta.prompt_logprobs)] = delta.prompt_logprobs
         if delta.token_ids:
             self._last_token = delta.at
         if delta.error is not None and self.error is None:
@@ -67,6 +75,11 @@ class RequestCollector:
         if self._streaming and part is not None:
             return self._output([part])
         return None
+
+    def cancel(self) -> None:
+        """End what the engine still runs; any thread."""
+        if ids := self.unfinished_ids:
+            self._abort(ids, FinishReason.ABORT)
 
     def result(self) -> RequestOutput:
         """All of it; the choices in order."""
@@ -129,7 +142,8 @@ class _Choice:
         if output.logprobs is not None and delta.logprobs:
             new_logprobs = delta.logprobs[: len(new_ids)]
             output.logprobs.extend(new_logprobs)
-            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(entry.logprob for entry in new_logprobs)
+            added = sum(entry.logprob for entry in new_logprobs)
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + added
         self._end(delta, ends_on_stop)
         text = self._detokenizer.release() if self._detokenizer is not None else ""
         if not new_ids and not text and not output.finished:

@@ -3,14 +3,16 @@
     drain -> schedule -> check -> book          one critical section of the scheduling thread: ``schedule``
     retire                                      one critical section of the output thread: ``retire``
 
-``EngineCore`` alone changes the books. A scheduler reads views of them and proposes a plan; the executor and the callers
-never see them.
+``EngineCore`` alone changes the books. A scheduler reads views of them and proposes a plan; the executor and the
+callers never see them.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..core.errors import CapacityError, RequestFailedError, SchedulerError
 from ..core.outputs import FinishReason
@@ -19,7 +21,7 @@ from ..core.request_table import RequestTable
 from ..core.step import StepPlan, StepResult
 from ..kvcache.block_hash import extra_key, hash_blocks
 from ..kvcache.kv_cache_manager import KVCacheManager
-from ..kvcache.resources import ResourceManager, SequenceSlots
+from ..kvcache.resources import ResourceError, ResourceFailure, ResourceManager, SequenceSlots
 from ..kvcache.view import KVView
 from ..schedulers.base import Scheduler
 from ..schedulers.limits import Limits
@@ -84,8 +86,14 @@ class EngineCore:
         self.num_preemptions = 0
         self.outbox: list[Delta] = []
         """Ends decided while scheduling; the output thread delivers them."""
+        self.resource_failures: list[ResourceFailure] = []
+        """What resources raised when they were freed; nobody waits for it, the output thread logs it."""
         self._step = 0
         self._finished_ids: list[int] = []
+        self._paused_ids: list[int] = []
+        self._scheduler_error: SchedulerError | None = None
+        """A scheduler that raised while it was told something: raised at the next ``schedule``, so that whoever was
+        telling can finish first."""
         self._retired_at = [0.0] * num_queues
 
     # -- arrivals and departures
@@ -102,7 +110,7 @@ class EngineCore:
         """Take a request from the inbox."""
         self.table.add(request)
         request.record(RequestEvent.QUEUED, now)
-        self.scheduler.add(request)
+        self._tell_scheduler(self.scheduler.add, request)
 
     def abort(self, request_id: int, now: float, reason: FinishReason = FinishReason.ABORT) -> None:
         """End a request wherever it is; ids that ended already are ignored. A late result of it is dropped."""
@@ -118,10 +126,10 @@ class EngineCore:
 
     def finish(self, request: Request, now: float) -> None:
         """Take a request off every book and give back what it holds."""
-        self._give_back(request)
+        self.resource_failures += self._give_back(request)
         self.table.leave(request, RequestState.FINISHED)
         request.record(RequestEvent.FINISHED, now)
-        self.scheduler.abort(request.request_id)
+        self._tell_scheduler(self.scheduler.abort, request.request_id)
         self.view.forget(request.request_id)
         self._finished_ids.append(request.request_id)
 
@@ -134,27 +142,48 @@ class EngineCore:
         """
         while True:
             try:
-                plan = self.scheduler.schedule(now, self.table, self.view)
-            except Exception as error:
-                raise SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}") from error
-            if plan is None:
-                if self._is_stuck():
+                plan = self._ask_scheduler(now)
+                if plan is None:
+                    if not self._is_stuck():
+                        return None
                     self._fail_head(now)
                     continue
-                return None
+            except ResourceError as broken:
+                self._fail_asked(broken, now)
+                continue
             check_plan(plan, self.table, self.limits, self.scheduler_name)
             for request_id in plan.paused_ids:
                 self.pause(self.table[request_id], now)
+            self._paused_ids += plan.paused_ids
             if not plan.num_rows:
                 continue
             self._step += 1
             plan.epoch, plan.step = self.epoch, self._step
             plan.finished_ids, self._finished_ids = self._finished_ids, []
+            plan.paused_ids, self._paused_ids = self._paused_ids, []
             book(self, plan, now)
             self._enter(plan, now)
             for name, problem in self.resources.prepare_resources(plan):
                 self._fail_rows(plan, RequestFailedError(f"resource {name} could not prepare: {problem!r}"), now)
             return plan
+
+    def _ask_scheduler(self, now: float) -> StepPlan | None:
+        if self._scheduler_error is not None:
+            raise self._scheduler_error
+        try:
+            return self.scheduler.schedule(now, self.table, self.view)
+        except ResourceError:
+            raise
+        except Exception as error:
+            raise SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}") from error
+
+    def _tell_scheduler(self, tell: Callable[..., None], *what: Any) -> None:
+        try:
+            tell(*what)
+        except Exception as error:  # noqa: BLE001 - somebody else's code; the engine ends with it
+            if self._scheduler_error is None:
+                self._scheduler_error = SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}")
+                self._scheduler_error.__cause__ = error
 
     def _enter(self, plan: StepPlan, now: float) -> None:
         """Enter a booked plan into the FIFO, before anybody pushes it."""
@@ -168,11 +197,13 @@ class EngineCore:
 
     def pause(self, request: Request, now: float) -> None:
         """Take a resident's blocks back; it waits to be recomputed from its known tokens."""
-        self._give_back(request)
+        failures = self._give_back(request)
         self.table.leave(request, RequestState.PAUSED)
         request.num_preemptions += 1
         self.num_preemptions += 1
         request.record(RequestEvent.PAUSED, now)
+        for name, problem in failures[:1]:
+            self.fail(request, RequestFailedError(f"resource {name} could not be freed: {problem!r}"), now)
 
     def extend_hashes(self, request: Request) -> None:
         """Hash the blocks that its known tokens have filled since."""
@@ -185,33 +216,48 @@ class EngineCore:
             extra=extra_key(request.adapter_id, request.cache_salt),
         )
 
-    def _give_back(self, request: Request) -> None:
+    def _give_back(self, request: Request) -> list[ResourceFailure]:
         if not request.is_resident:
-            return
+            return []
         assert request.slot is not None
         if request.queue is not None:
             # Tagged with the newest step: should any step in flight fail, these go with it.
             self.extend_hashes(request)
             computed = self.table.queues[request.queue].position(request.request_id)
             self.kv.publish(request.request_id, request.block_hashes, computed, self._step)
-        self.resources.free_resources(request)
+        failures = self.resources.free_resources(request)
         self.kv.free(request.request_id)
         self.slots.release(request.slot)
         request.slot = None
         request.num_in_flight = 0
+        return failures
 
     def _is_stuck(self) -> bool:
-        return self.scheduler.has_work and not self.in_flight and self.table.num_resident == 0
+        """Nothing is to come back, and somebody is there whom nothing outside will wake."""
+        return not self.in_flight and any(self._unparked())
+
+    def _unparked(self) -> Iterator[Request]:
+        return (request for request in self.table.requests.values() if request.state is not RequestState.PARKED)
+
+    def _fail_asked(self, broken: ResourceError, now: float) -> None:
+        request = self.table.get(broken.request_id)
+        if request is None:
+            raise SchedulerError(f"scheduler {self.scheduler_name} asked for a request that has ended") from broken
+        self.fail(request, RequestFailedError(str(broken)), now)
 
     def _fail_head(self, now: float) -> None:
-        waiting = (r for r in self.table.requests.values() if r.state in (RequestState.WAITING, RequestState.PAUSED))
-        head = min(waiting, key=lambda r: r.request_id)
-        lacking = self.resources.shortage(head)
-        cause = f"resource {lacking} has too little for it" if lacking else (
-            f"it needs room for {head.num_tokens} tokens and {self.kv.num_free_blocks} of {self.kv.num_usable_blocks} "
-            f"blocks of {self.kv.block_size} are free"
-        )
-        advice = "make the resource larger" if lacking else "raise num_kv_blocks or lower max_tokens"
+        head = min(self._unparked(), key=lambda r: r.request_id)
+        lacking = None if head.is_resident else self.resources.shortage(head)
+        if head.is_resident:
+            cause, advice = f"scheduler {self.scheduler_name} runs nobody", "take another scheduler"
+        elif lacking is not None:
+            cause, advice = f"resource {lacking} has too little for it", "make the resource larger"
+        else:
+            cause = (
+                f"it needs room for {head.num_tokens} tokens and {self.kv.num_free_blocks} of "
+                f"{self.kv.num_usable_blocks} blocks of {self.kv.block_size} are free"
+            )
+            advice = "raise num_kv_blocks or lower max_tokens"
         self.fail(head, CapacityError(f"request {head.external_id} can never run: {cause}; {advice}"), now)
 
     # -- retirement
@@ -243,7 +289,7 @@ class EngineCore:
             self._advance(flight, result, retired, now)
         for name, problem in self.resources.update_resources(plan):
             self._fail_rows(plan, RequestFailedError(f"resource {name} failed after its step: {problem!r}"), now)
-        self.scheduler.update(plan, list(retired.finished))
+        self._tell_scheduler(self.scheduler.update, plan, list(retired.finished))
         retired.failed, self.outbox = self.outbox, []
         return retired
 
@@ -310,7 +356,8 @@ class EngineCore:
             request = self.table.get(request_id)
             if request is not None and request.is_resident:
                 self.pause(request, now)
-                self.scheduler.add(request)
+                if request.state is RequestState.PAUSED:
+                    self._tell_scheduler(self.scheduler.add, request)
 
     def _fail_rows(self, plan: StepPlan, error: Exception, now: float) -> None:
         for request_id in (*plan.decode_ids, *plan.chunk_ids):

@@ -20,6 +20,8 @@ class Delta:
     """When the step came back, on ``time.monotonic``."""
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    prompt_start: int = 0
+    """Position of the first prompt token that ``prompt_logprobs`` score; after a pause some are scored again."""
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: Exception | None = None

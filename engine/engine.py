@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from ..core.config import EngineConfig
 from ..core.errors import EngineDeadError
+from ..core.version import __version__
 from ..kvcache.kv_cache_manager import KVCacheManager
 from ..kvcache.resources import BaseResourceManager, ResourceManager
 from ..metrics.engine_metrics import BooksSample, EngineMetrics
 from ..schedulers.limits import Limits
 from ..schedulers.registry import make_scheduler
-from ..core.version import __version__
 from .core import EngineCore
 from .executors.base import Executor, ExecutorInfo
 from .stats import StepStats
@@ -54,16 +54,18 @@ class Engine:
         self.config = config
         self.registry = registry if registry is not None else CollectorRegistry()
         self.stats: deque[StepStats] = deque(maxlen=MAX_STATS)
-        self._close_lock = threading.Lock()
+        self._delivery_lock = threading.Lock()
         self._executor = executor
-        self._delivery: DeliveryThread | None = None
         self.name = f"llm-engine-{next(_numbers)}"
         books: _Books = _Books()
         self.metrics = EngineMetrics(
             self.registry, model_name=model_name, version=__version__, engine=engine_label, books=books
         )
         make_state = _StateMaker(config, executor.num_stages, on_cuda, resources)
-        self._output = OutputThread(executor, make_state, self.metrics, self.stats, f"{self.name}-output")
+        self._delivery = DeliveryThread(f"{self.name}-delivery")
+        self._output = OutputThread(
+            executor, make_state, self.metrics, self.stats, f"{self.name}-output", self._delivery.close
+        )
         self._output.thread.start()
         try:
             self.state = books.state = self._output.started.result()
@@ -100,26 +102,20 @@ class Engine:
 
     def delivery(self) -> DeliveryThread:
         """The thread that resolves futures, started at the first call."""
-        with self._close_lock:
-            if self._delivery is None:
-                self._delivery = DeliveryThread(self.state, f"{self.name}-delivery")
+        with self._delivery_lock:
+            if self._delivery.thread.ident is None:
                 self._delivery.thread.start()
-            return self._delivery
+        return self._delivery
 
     def close(self) -> None:
         """Stop the threads and the stages, failing what is left. Any thread, any number of times; a callback too."""
         self._ender.detach()
         _signal_end(self.state, self._executor)
-        threads = [self._scheduling.thread, self._output.thread]
-        if threading.current_thread() not in threads:
-            for thread in threads:
-                thread.join(JOIN_TIMEOUT)
-        with self._close_lock:
-            delivery, self._delivery = self._delivery, None
-        if delivery is not None:
-            delivery.close()
-            if threading.current_thread() is not delivery.thread:
-                delivery.thread.join(JOIN_TIMEOUT)
+        current = threading.current_thread()
+        if current not in (self._scheduling.thread, self._output.thread):
+            for thread in (self._scheduling.thread, self._output.thread, self._delivery.thread):
+                if thread.ident is not None and thread is not current:
+                    thread.join(JOIN_TIMEOUT)
         self.metrics.close()
         _running.discard(self)
 

@@ -46,6 +46,12 @@ class InputProcessor:
         cache_salt: str | None = None,
     ) -> list[Request]:
         """One request per choice. Raises ``InvalidParamsError`` naming the field, its value and what is allowed."""
+        if not isinstance(params, SamplingParams):
+            raise InvalidParamsError("sampling_params", params, "SamplingParams")
+        texts = {"request_id": request_id, "tenant": tenant, "adapter_id": adapter_id, "cache_salt": cache_salt}
+        for name, text in texts.items():
+            if text is not None and not isinstance(text, str):
+                raise InvalidParamsError(name, text, "a text")
         token_ids = self._token_ids(prompt)
         max_total = self._max_total_tokens(len(token_ids), params)
         self._check_params(params)
@@ -90,6 +96,9 @@ class InputProcessor:
             if self._tokenizer is None:
                 raise InvalidParamsError("prompt", prompt, "token ids: this engine has no tokenizer")
             token_ids = self._tokenizer.encode(prompt)
+            if token_ids and max(token_ids) >= self._model.vocab_size:
+                allowed = f"token ids below {self._model.vocab_size}: the tokenizer is another model's"
+                raise InvalidParamsError("prompt", max(token_ids), allowed)
         elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             token_ids = list(prompt)
             vocab = self._model.vocab_size

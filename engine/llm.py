@@ -90,8 +90,8 @@ class LLM:
                  *, priority: int = 0) -> list[RequestOutput]:
         """Answer one or many prompts (texts or token ids); outputs in the order of the prompts.
 
-        A request that fails has ``FinishReason.ERROR`` and ``error`` in its outputs; the others are not affected. Raises
-        ``InvalidParamsError`` before anything is submitted, ``EngineDeadError`` if the engine dies.
+        A request that fails has ``FinishReason.ERROR`` and ``error`` in its outputs; the others are not affected.
+        Raises ``InvalidParamsError`` before anything is submitted, ``EngineDeadError`` if the engine dies.
         """
         many = _as_list(prompts)
         return self._run(many, self._params_for(many, sampling_params, {}), use_tqdm, priority)
@@ -115,15 +115,14 @@ class LLM:
         sink = QueueSink()
         collector = self._collector(prompt, params or self.default_params(), sink, True, request)
         self._submit([collector])
-        return RequestStream(collector, sink, self._engine.state)
+        return RequestStream(collector, sink)
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, **request: Any) -> Future[RequestOutput]:
         """Answer one prompt in the background. Cancelling the future ends the request; callbacks run in one thread of
         the engine and may close it. ``request`` as in ``stream``."""
-        with self._counting_refusals():
-            delivery = self._engine.delivery()
-        collector = self._collector(prompt, params or self.default_params(), delivery, False, request)
-        future = delivery.register(collector)
+        sink = self._engine.delivery().sink()
+        collector = self._collector(prompt, params or self.default_params(), sink, False, request)
+        future = sink.collect_with(collector)
         self._submit([collector])
         return future
 
@@ -182,6 +181,8 @@ class LLM:
             params = self.default_params(**defaults)
         if isinstance(params, SamplingParams):
             return [params] * len(prompts)
+        if isinstance(params, str | bytes) or not isinstance(params, Sequence):
+            raise InvalidParamsError("sampling_params", params, "SamplingParams, or a list of them")
         if len(params) != len(prompts):
             raise InvalidParamsError("sampling_params", f"{len(params)} of them", f"one, or {len(prompts)}")
         return list(params)

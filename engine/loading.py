@@ -12,7 +12,6 @@ from ..core.config import EngineConfig, ModelConfig
 from ..workers.model_engine import ModelEngine, Progress
 from .tokenizer import Tokenizer
 
-
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 

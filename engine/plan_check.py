@@ -48,6 +48,11 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
             refuse(f"computes a chunk of request {request_id}, which has none to compute")
         elif not 0 < num_tokens <= request.num_tokens - request.num_computed_tokens:
             refuse(f"computes {num_tokens} tokens of request {request_id}")
+        elif num_tokens > (limits.long_prefill_token_threshold or num_tokens):
+            refuse(
+                f"computes {num_tokens} tokens of request {request_id}, long_prefill_token_threshold is "
+                f"{limits.long_prefill_token_threshold}"
+            )
         newcomers += request is not None and not request.is_resident
     if table.num_resident - len(seen) + newcomers > limits.max_num_seqs:
         refuse(f"more residents than max_num_seqs, {limits.max_num_seqs}")

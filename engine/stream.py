@@ -10,7 +10,6 @@ from queue import Empty, SimpleQueue
 from ..core.outputs import RequestOutput
 from .collector import RequestCollector
 from .delta import Delta
-from .threads.state import EngineState
 
 
 class QueueSink:
@@ -38,8 +37,8 @@ class RequestStream(Iterator[RequestOutput]):
     Raises what ended the request, if an error did.
     """
 
-    def __init__(self, collector: RequestCollector, sink: QueueSink, state: EngineState) -> None:
-        self._collector, self._sink, self._state = collector, sink, state
+    def __init__(self, collector: RequestCollector, sink: QueueSink) -> None:
+        self._collector, self._sink = collector, sink
         self._ready: deque[RequestOutput] = deque()
 
     @property
@@ -57,14 +56,14 @@ class RequestStream(Iterator[RequestOutput]):
 
     def cancel(self) -> None:
         """End the request from any thread; what is left of the iteration ends soon, with ``FinishReason.ABORT``."""
-        ids = self._collector.unfinished_ids
-        if ids:
-            self._state.abort(ids)
+        self._collector.cancel()
 
     def next_delta(self, timeout: float | None = None) -> RequestOutput | None:
-        """The next part, or ``None`` when ``timeout`` seconds passed without one. Raises ``StopIteration`` at the end."""
+        """The next part; ``None`` when ``timeout`` seconds passed without one. Raises ``StopIteration`` at the end."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._ready:
+            if self._collector.error is not None:
+                raise self._collector.error
             if self._collector.finished:
                 raise StopIteration
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
@@ -73,10 +72,8 @@ class RequestStream(Iterator[RequestOutput]):
                 return None
             for delta in deltas:
                 part = self._collector.take(delta)
-                if part is not None:
+                if part is not None and delta.error is None:
                     self._ready.append(part)
-            if self._collector.error is not None:
-                raise self._collector.error
         return self._ready.popleft()
 
     def __next__(self) -> RequestOutput:

@@ -15,8 +15,8 @@ from .limits import Limits
 class SchedulingPass:
     """What the three parts of a scheduler share while they make one plan for one idle queue.
 
-    Nothing here changes the books: blocks, resources and pauses are counted in the pass only, and ``EngineCore`` carries
-    them out after it has checked the plan.
+    Nothing here changes the books: blocks, resources and pauses are counted in the pass only, and ``EngineCore``
+    carries them out after it has checked the plan.
     """
 
     def __init__(

@@ -269,6 +269,5 @@ def _sum_up(infos: list[ModelInfo]) -> ModelInfo:
         num_layers=sum(info.num_layers for info in infos),
         weight_bytes=sum(info.weight_bytes for info in infos),
         kv_bytes_per_token=sum(info.kv_bytes_per_token for info in infos),
-        num_parameters=sum(info.num_parameters for info in infos),
         free_memory_bytes=min(info.free_memory_bytes for info in infos),
     )

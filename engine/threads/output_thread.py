@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from ...core.errors import EngineDeadError
 from ...core.outputs import FinishReason
 from ...core.step import StepResult
+from ...kvcache.resources import ResourceFailure
 from ...metrics.engine_metrics import EngineMetrics
 from ..core import Retired
 from ..delta import Delta
@@ -29,7 +30,7 @@ class OutputThread:
     """Starts the stages, then retires results in order, and at the end fails whoever is left and stops the stages.
 
     ``make_state`` is called once the stages are up, with what start-up found; ``started`` resolves to the state or
-    carries what went wrong.
+    carries what went wrong. ``at_end`` is called when nothing more will be delivered.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class OutputThread:
         metrics: EngineMetrics,
         stats: deque[StepStats],
         name: str,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._executor, self._make_state = executor, make_state
         self._metrics, self._stats = metrics, stats
+        self._at_end = at_end
         self.started: Future[EngineState] = Future()
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
 
@@ -72,7 +75,9 @@ class OutputThread:
         else:
             with state.changed:
                 ended, state.core.outbox = state.core.outbox, []
-            self._deliver(ended)
+                failures, state.core.resource_failures = state.core.resource_failures, []
+            self._deliver(state, ended)
+            _log(failures)
         return not state.over
 
     def _retire(self, state: EngineState, result: StepResult) -> None:
@@ -82,10 +87,12 @@ class OutputThread:
             if retired is None:
                 return
             stats = self._stats_of(state, retired, result, now)
+            failures, state.core.resource_failures = state.core.resource_failures, []
             state.bump()
         self._stats.append(stats)
-        self._deliver([*deltas_of(retired, result, now), *retired.failed])
+        self._deliver(state, [*deltas_of(retired, result, now), *retired.failed])
         record_step(self._metrics, retired, stats)
+        _log(failures)
 
     @staticmethod
     def _stats_of(state: EngineState, retired: Retired, result: StepResult, now: float) -> StepStats:
@@ -110,33 +117,48 @@ class OutputThread:
             failed=result.error is not None,
         )
 
-    def _deliver(self, deltas: list[Delta]) -> None:
+    def _deliver(self, state: EngineState, deltas: list[Delta]) -> None:
         """Hand each sink its deltas of this step in one go."""
         by_sink: dict[int, list[Delta]] = {}
         for delta in deltas:
             by_sink.setdefault(id(delta.request.sink), []).append(delta)
         for batch in by_sink.values():
             batch[0].request.sink.deliver(batch)
-        for delta in deltas:
-            if delta.finish_reason is not None:
-                record_finished(self._metrics, delta)
+        ended = [delta for delta in deltas if delta.finish_reason is not None]
+        if ended:
+            state.answered(delta.request.request_id for delta in ended)
+        for delta in ended:
+            record_finished(self._metrics, delta)
 
     def _end(self, state: EngineState) -> None:
         """Nobody is left without an answer, and no stage without an end.
 
-        The books may be what broke, so they are only read here: everybody they list is told, and they are not used again.
+        The books may be what broke, so they are not used again: everybody who was taken in and not answered is told.
         """
-        with state.changed:
-            now = state.clock()
-            error = state.dead or EngineDeadError("the engine was closed before the request finished")
-            ended = [*state.core.outbox]
-            ended += [
-                Delta(request, [], now, finish_reason=FinishReason.ERROR, error=error) for request in state.take_everybody()
-            ]
-            state.stopping = True
-            state.bump()
-            problems = state.core.resources.shutdown()
-        for name, problem in problems:
-            logger.error("resource %s failed while shutting down: %r", name, problem)
-        self._deliver(ended)
-        self._executor.shutdown()
+        try:
+            with state.changed:
+                now = state.clock()
+                state.stopping = True
+                state.bump()
+                ended, state.core.outbox = state.core.outbox, []
+                told = {delta.request.request_id for delta in ended}
+                ended += [
+                    Delta(
+                        request, [], now, finish_reason=FinishReason.ERROR,
+                        error=state.death("the engine was closed before the request finished"),
+                    )
+                    for request in state.take_everybody() if request.request_id not in told
+                ]  # fmt: skip
+                problems = [*state.core.resource_failures, *state.core.resources.shutdown()]
+            self._deliver(state, ended)
+            _log(problems)
+        finally:
+            self._at_end()
+            self._executor.shutdown()
+            if state.dead is None:
+                self._metrics.close()  # a dead engine's numbers stay to be looked at until it is closed
+
+
+def _log(failures: list[ResourceFailure]) -> None:
+    for name, problem in failures:
+        logger.error("resource %s failed while it was freed: %r", name, problem)

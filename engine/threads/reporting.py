@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...core.outputs import FinishReason
 from ...core.request import RequestEvent
-from ...core.step import StepResult
+from ...core.step import StepResult, TokenLogprobs
 from ...metrics.engine_metrics import EngineMetrics, FinishedSample, FirstTokenSample, StepSample
 from ..core import Retired
 from ..delta import Delta
@@ -16,19 +16,29 @@ def deltas_of(retired: Retired, result: StepResult, now: float) -> list[Delta]:
     logprobs, prompt_logprobs, finished = result.logprobs, result.prompt_logprobs, retired.finished
     if not (logprobs or prompt_logprobs or finished):
         return [Delta(request, [token], now) for request, token in zip(retired.requests, retired.tokens, strict=True)]
-    deltas = []
+    plan, deltas = retired.flight.plan, []
+    starts = dict(zip(plan.chunk_ids, plan.chunk_starts, strict=True)) if prompt_logprobs else {}
     for request, token, row in zip(retired.requests, retired.tokens, retired.rows, strict=True):
         delta = Delta(request, [token], now)
         if row in logprobs:
             delta.logprobs = [logprobs[row]]
-        delta.prompt_logprobs = prompt_logprobs.get(request.request_id)
+        _add_prompt_logprobs(delta, prompt_logprobs, starts)
         delta.finish_reason, delta.stop_reason = finished.get(request.request_id, (None, None))
         deltas.append(delta)
     told = {request.request_id for request in retired.requests}
     for request in retired.chunked:
         if request.request_id in prompt_logprobs and request.request_id not in told:
-            deltas.append(Delta(request, [], now, prompt_logprobs=prompt_logprobs[request.request_id]))
+            delta = Delta(request, [], now)
+            _add_prompt_logprobs(delta, prompt_logprobs, starts)
+            deltas.append(delta)
     return deltas
+
+
+def _add_prompt_logprobs(delta: Delta, by_id: dict[int, list[TokenLogprobs]], starts: dict[int, int]) -> None:
+    request_id = delta.request.request_id
+    if request_id in by_id:
+        # The chunk's first token is scored by the one before it; its own row scores the next.
+        delta.prompt_logprobs, delta.prompt_start = by_id[request_id], starts[request_id] + 1
 
 
 def record_step(metrics: EngineMetrics, retired: Retired, stats: StepStats) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from ...core.errors import EngineDeadError, QueueFullError
+from ...core.errors import EngineDeadError, EngineError, QueueFullError
 from ...core.outputs import FinishReason
 from ...core.request import Request
 from ..core import EngineCore
@@ -35,6 +35,8 @@ class EngineState:
         self.dead: EngineDeadError | None = None
         self._max_num_waiting = max_num_waiting
         self._arrivals: deque[Request] = deque()
+        self._unanswered: dict[int, Request] = {}
+        """Everybody who was taken in and has not been told an end: whatever breaks, they are to hear of it."""
         self._aborts: deque[tuple[int, FinishReason]] = deque()
 
     # -- any thread
@@ -48,6 +50,7 @@ class EngineState:
             if self._max_num_waiting is not None and waiting + len(requests) > self._max_num_waiting:
                 raise QueueFullError(f"{waiting} requests wait already; max_num_waiting is {self._max_num_waiting}")
             self._arrivals.extend(requests)
+            self._unanswered.update((request.request_id, request) for request in requests)
             self.bump()
 
     def abort(self, request_ids: Iterable[int], reason: FinishReason = FinishReason.ABORT) -> None:
@@ -66,9 +69,16 @@ class EngineState:
         """Record the first cause of the engine's death; everybody is failed by the output thread."""
         with self.changed:
             if self.dead is None:
-                self.dead = EngineDeadError(f"the engine is dead: {cause or type(cause).__name__}")
+                what = str(cause) if isinstance(cause, EngineError) else repr(cause)
+                self.dead = EngineDeadError(f"the engine is dead: {what}")
                 self.dead.__cause__ = cause
             self.bump()
+
+    def answered(self, request_ids: Iterable[int]) -> None:
+        """These were told their end. Output thread."""
+        with self.changed:
+            for request_id in request_ids:
+                self._unanswered.pop(request_id, None)
 
     def notify(self) -> None:
         """Something outside the books changed (a user's resource): look again."""
@@ -86,10 +96,17 @@ class EngineState:
         return self.stopping or self.dead is not None
 
     def raise_if_over(self) -> None:
-        if self.dead is not None:
-            raise self.dead
-        if self.stopping:
-            raise EngineDeadError("the engine is closed")
+        if self.over:
+            raise self.death("the engine is closed")
+
+    def death(self, otherwise: str) -> EngineDeadError:
+        """An error of its own for each who is told, since raising one adds to its traceback; ``otherwise`` is what it
+        says where the engine was merely closed."""
+        if self.dead is None:
+            return EngineDeadError(otherwise)
+        error = EngineDeadError(*self.dead.args)
+        error.__cause__ = self.dead.__cause__
+        return error
 
     def drain_inbox(self, now: float) -> None:
         """Carry arrivals and aborts into the books, arrivals first: an abort never overtakes its request."""
@@ -100,8 +117,9 @@ class EngineState:
             self.core.abort(request_id, now, reason)
 
     def take_everybody(self) -> list[Request]:
-        """Every request that has not ended, the inbox included; the engine is over."""
-        everybody = [*self.core.table.requests.values(), *self._arrivals]
+        """Every request that was not told an end, wherever it is; the engine is over."""
+        everybody = list(self._unanswered.values())
+        self._unanswered.clear()
         self._arrivals.clear()
         self._aborts.clear()
         return everybody

@@ -11,7 +11,7 @@ from ..scheduling_pass import SchedulingPass
 
 class GreedyMicroBatch(MicroBatch):
     """The unified step of vLLM's V1 scheduler: every request computes its next n tokens, in this order: the queue's
-    decodes, the prompts in progress by admission, the waiting by the ordering. Generation never loses budget to prefill.
+    decodes, the prompts in progress by admission, the waiting by the ordering. Generation loses no budget to prefill.
     """
 
     def __init__(self) -> None:
