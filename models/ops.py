@@ -175,8 +175,3 @@ class TorchOps:
         """[L, H] -> [L, V] in float32"""
         logits = head(hidden).float()
         return logits if soft_cap is None else logits.div_(soft_cap).tanh_().mul_(soft_cap)
-
-
-def select_ops(device: torch.device, dtype: torch.dtype) -> TorchOps:
-    """The fastest operations there are for this device and type."""
-    return TorchOps()

@@ -16,13 +16,14 @@ from ..models.attention import AttentionPlan
 from ..models.config import CheckpointConfig, read_config, stretched_length
 from ..models.decoder import Decoder, StageRange
 from ..models.generation import read_generation_defaults
-from ..models.ops import Step, select_ops
+from ..models.native_ops import select_ops
+from ..models.ops import Step
 from ..models.rope import rope_table
 from ..models.spec import ModelSpec
 from ..models.stages import stage_range
 from ..models.weights import Checkpoint, Survey, WeightReader
 from .batch import StageBatch
-from .memory import available_memory
+from .memory import available_memory, return_freed_memory
 from .model_engine import ModelInfo, Progress
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class TorchModelEngine:
             reader = WeightReader(survey, ops, self._dtype, self._device, progress)
             self._decoder = Decoder(spec, stage, ops, ropes, reader)
         checkpoint.close()
+        return_freed_memory()
         return ModelInfo(
             architecture=spec.architecture,
             vocab_size=spec.vocab_size,

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.models.stage_runs import Sequence, Stages
+from tests.models.stage_runs import Sequence, Stages, make_batch
 from tests.models.tiny_models import ARCHITECTURES, prompt, reference_logits
 
 TOLERANCE = 1e-5
@@ -100,3 +101,16 @@ def test_bfloat16_stays_near(checkpoint: Checkpoints, name: str) -> None:
     text = prompt(40, seed=5)
     found, expected = whole(stages, [stages.sequence(text)])[0], reference_logits(name, text)
     assert (found - expected).abs().mean() / expected.std() < 0.1
+
+
+@pytest.mark.parametrize("wanted", [[], [19], [0, 7, 19]])
+def test_only_the_logits_that_are_wanted(checkpoint: Checkpoints, wanted: list[int]) -> None:
+    stages = Stages(checkpoint("gemma2"))
+    text = prompt(20, seed=6)
+    batch = make_batch([(stages.sequence(text), 20)])
+    batch.logit_rows = np.array(wanted, np.int64)
+    for array in (batch.token_ids, batch.positions, batch.slot_mapping, batch.logit_rows):
+        array.flags.writeable = False  # as arrays are that came in a message
+    found = stages.engines[0].forward(batch, None)
+    assert found.shape == (len(wanted), 320)
+    assert not wanted or distance(found, reference_logits("gemma2", text)[wanted]) < TOLERANCE
