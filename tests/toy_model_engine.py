@@ -73,7 +73,7 @@ class ToyModelEngine:
             weight_bytes=weight_bytes,
             kv_bytes_per_token=8 * len(self.layers),
             free_memory_bytes=self.free_memory_bytes,
-            num_parameters=25 * len(self.layers),
+            num_parameters=25 * NUM_LAYERS,
         )
 
     def allocate(self, num_blocks: int, block_size: int) -> None:

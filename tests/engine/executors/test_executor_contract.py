@@ -57,6 +57,7 @@ def test_start_tells_model_and_pool(make_executor: MakeExecutor) -> None:
     assert (info.num_kv_blocks, info.block_size) == (64, 4)
     assert info.model.num_layers == 3 and info.model.kv_bytes_per_token == 24
     assert info.model.vocab_size == 97
+    assert info.model.num_parameters == 75
 
 
 def test_tokens_are_right_over_chunks_and_decodes(make_executor: MakeExecutor) -> None:
