@@ -17,6 +17,9 @@ FLOAT32, BFLOAT16 = 0, 1
 
 _SIGNATURES: dict[str, list[Any]] = {
     "paged_attention": [c_int, *[c_void_p] * 7, *[c_int64] * 11, c_float, c_float, c_int],
+    "add_rms_norm": [c_int, *[c_void_p] * 5, c_int64, c_int64, c_float, c_int],
+    "rotate_and_store": [c_int, *[c_void_p] * 9, *[c_int64] * 7, c_float, c_int],
+    "gated": [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int],
 }
 
 
