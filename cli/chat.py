@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     interactive = sys.stdin.isatty()
     with LLM(**settings, show_progress=sys.stderr.isatty()) as llm:
         if interactive:
+            with contextlib.suppress(ImportError):
+                importlib.import_module("readline")  # gives input() line editing and a history
             print(f"Talking to {llm.model_name}. {HELP}.", file=sys.stderr)
         start = [{"role": "system", "content": args.system}] if args.system else []
         messages = list(start)

@@ -35,7 +35,6 @@ def audit(event, args):
         os.write(2, f"UNPICKLED {args}\\n".encode())
         os._exit(86)
 sys.addaudithook(audit)
-os.environ["GUARDED"] = "1"
 """
 
 
@@ -92,11 +91,16 @@ class Server:
         return self.process.wait(30)
 
 
+def guarded_environment(folder: Path) -> dict[str, str]:
+    """In which Python processes, and what they fork, can have no event loop and unpickle no class."""
+    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
+    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
 @contextlib.contextmanager
 def serving(folder: Path, *words: str) -> Iterator[Server]:
     """Start a server on a free port and wait until it serves; kill it at the end if it still runs."""
-    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
-    environ = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    environ = guarded_environment(folder)
     command = [sys.executable, "-m", "llm_engine", "serve", "--port", "0", *SETTINGS, *words]
     process = subprocess.Popen(command, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True)
     server = Server(process)
