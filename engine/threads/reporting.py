@@ -50,7 +50,11 @@ def record_step(metrics: EngineMetrics, retired: Retired, stats: StepStats) -> N
         first, scheduled = request.time_of(RequestEvent.FIRST_TOKEN), request.time_of(RequestEvent.SCHEDULED)
         assert first is not None and scheduled is not None
         metrics.record_first_token(
-            FirstTokenSample(first - request.arrival, scheduled - request.arrival, request.num_prompt_tokens)
+            FirstTokenSample(
+                first - request.arrival,
+                scheduled - request.arrival,
+                request.num_prompt_tokens if request.choice_index == 0 else 0,
+            )
         )
 
 
