@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from llm_engine.models.ops import TorchOps
 from tests.models.stage_runs import Sequence, Stages, make_batch
 from tests.models.tiny_models import ARCHITECTURES, prompt, reference_logits
 
@@ -77,6 +78,16 @@ def test_logits_are_those_of_transformers(checkpoint: Checkpoints, name: str, fe
     found = run(stages, sequences)
     for sequence in sequences:
         stages.free(sequence)
+    for logits, text in zip(found, texts, strict=True):
+        assert distance(logits, _expected(name, tuple(text))) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_torch_alone_gives_the_same(checkpoint: Checkpoints, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_engine.workers.torch_model_engine.select_ops", lambda device, dtype: TorchOps())
+    stages = Stages(checkpoint(name), max_model_len=ARCHITECTURES[name].max_model_len)
+    texts = [prompt(70, seed=1), prompt(38, seed=2), prompt(19, seed=3)]
+    found = mixed(stages, [stages.sequence(text) for text in texts])
     for logits, text in zip(found, texts, strict=True):
         assert distance(logits, _expected(name, tuple(text))) < TOLERANCE
 
