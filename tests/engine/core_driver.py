@@ -1,0 +1,245 @@
+"""Drives an ``EngineCore`` by hand, with stages that compute inline: no thread, no clock, results as late as one likes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llm_engine.core.config import SchedulerConfig
+from llm_engine.core.outputs import FinishReason
+from llm_engine.core.request import Request, RequestId
+from llm_engine.core.sampling_params import SamplingParams
+from llm_engine.core.step import StepPlan, StepResult
+from llm_engine.engine.core import EngineCore
+from llm_engine.engine.delta import Delta
+from llm_engine.engine.threads.reporting import deltas_of
+from llm_engine.kvcache.block_hash import extra_key, hash_blocks
+from llm_engine.kvcache.kv_cache_manager import KVCacheManager
+from llm_engine.kvcache.resources import BaseResourceManager, ResourceManager
+from llm_engine.schedulers.base import Scheduler
+from llm_engine.schedulers.limits import Limits
+from llm_engine.schedulers.registry import make_scheduler
+from llm_engine.workers.batch import StageBatch
+from llm_engine.workers.sampler import BatchSampler
+from llm_engine.workers.stage import Stage, StageOutput
+from tests.toy_model_engine import NUM_LAYERS, ToyModelEngine, _keys, _logits, _mix, expected_tokens
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class WindowedToy(ToyModelEngine):
+    """The toy with a sliding window in every layer: a token sees the last ``window`` positions, its own included."""
+
+    def __init__(self, stage: int, num_stages: int, window: int) -> None:
+        super().__init__(stage, num_stages)
+        self.window = window
+
+    def _sums(self, pool, batch: StageBatch):  # type: ignore[no-untyped-def]
+        sums = np.empty(batch.num_tokens, np.uint64)
+        for row in range(batch.num_rows):
+            for token in range(int(batch.query_starts[row]), int(batch.query_starts[row + 1])):
+                seen = np.arange(max(0, int(batch.positions[token]) - self.window + 1), int(batch.positions[token]) + 1)
+                blocks = batch.block_tables[row][seen // self.block_size].astype(np.int64)
+                assert blocks.all(), "a block was given back that the window still sees"
+                sums[token] = pool[blocks * self.block_size + seen % self.block_size].sum(dtype=np.uint64)
+        return sums
+
+
+def windowed_tokens(prompt: Sequence[int], count: int, window: int, stop_ids: Collection[int] = ()) -> list[int]:
+    """What ``WindowedToy`` continues with, from the token ids alone."""
+    known = list(prompt)
+    while True:
+        x = np.array(known, np.uint64)
+        for layer in range(NUM_LAYERS):
+            keys = _keys(x, np.arange(len(known)), layer)
+            sums = [keys[max(0, p - window + 1) : p + 1].sum(dtype=np.uint64) for p in range(len(known))]
+            x = _mix(np.array(sums, np.uint64), layer)
+        known.append(int(_logits(x[-1:])[0].argmax()))
+        if known[-1] in stop_ids or len(known) == len(prompt) + count:
+            return known[len(prompt) :]
+
+
+@dataclass
+class Outcome:
+    """What a caller of one request would have seen."""
+
+    tokens: list[int] = field(default_factory=list)
+    ends: list[Delta] = field(default_factory=list)
+
+    @property
+    def reason(self) -> FinishReason | None:
+        return self.ends[0].finish_reason if self.ends else None
+
+
+class CoreDriver:
+    """``schedule`` pushes and computes a plan, ``retire`` brings back the oldest result. Everything is checked always."""
+
+    def __init__(
+        self,
+        *,
+        num_queues: int = 1,
+        num_blocks: int = 20,
+        block_size: int = 4,
+        max_num_seqs: int = 4,
+        max_micro_batch_seqs: int | None = None,
+        max_num_batched_tokens: int = 16,
+        chunk_unit: int | None = None,
+        threshold: int | None = None,
+        caching: bool = True,
+        window: int | None = None,
+        resources: Sequence[BaseResourceManager] = (),
+        scheduler: Scheduler | None = None,
+    ) -> None:
+        self.window = window
+        self.limits = Limits(
+            max_num_seqs, max_micro_batch_seqs or max_num_seqs, max_num_batched_tokens, chunk_unit or block_size, threshold
+        )
+        self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=caching, sliding_window=window)
+        managers = ResourceManager(resources)
+        self.core = EngineCore(
+            self.limits, self.kv, scheduler or make_scheduler(SchedulerConfig(), self.limits, managers), managers,
+            num_queues=num_queues, scheduler_name="under-test",
+        )  # fmt: skip
+        self.stages = [self._make_stage(index, num_queues) for index in range(num_queues)]
+        for stage in self.stages:
+            stage.load()
+            stage.allocate(num_blocks, block_size)
+        self.fail_next = 0
+        """So many of the next steps fail."""
+        self.pushed: list[StepPlan] = []
+        self.results: deque[StepResult] = deque()
+        self.outcomes: dict[int, Outcome] = {}
+        self.requests: dict[int, Request] = {}
+        self.now = 0.0
+
+    def _make_stage(self, index: int, num_stages: int) -> Stage:
+        def on_forward(number: int, batch: StageBatch) -> None:
+            if self._failing:
+                raise RuntimeError("told to fail")
+
+        toy = ToyModelEngine(index, num_stages) if self.window is None else WindowedToy(index, num_stages, self.window)
+        toy.on_forward = on_forward
+        self._failing = False
+        return Stage(toy, BatchSampler, index=index, num_stages=num_stages, max_num_seqs=self.limits.max_num_seqs)
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int = 4,
+        *,
+        stop_ids: Collection[int] = (),
+        params: SamplingParams = GREEDY,
+        salt: str | None = None,
+    ) -> int:
+        request_id = len(self.requests)
+        hashes = hash_blocks(prompt, self.kv.block_size, extra=extra_key(None, salt)) if self.kv.enable_prefix_caching else []
+        request = Request(
+            RequestId(request_id), f"r{request_id}", list(prompt), params, len(prompt) + max_tokens, self.now,
+            stop_ids=frozenset(stop_ids), block_hashes=hashes, cache_salt=salt,
+        )  # fmt: skip
+        self.requests[request_id] = request
+        self.outcomes[request_id] = Outcome()
+        self.core.add(request, self.now)
+        self.check()
+        return request_id
+
+    def abort(self, request_id: int) -> None:
+        self.core.abort(request_id, self.now)
+        self._take_outbox()
+        self.check()
+
+    def schedule(self) -> StepPlan | None:
+        self.now += 1.0
+        plan = self.core.schedule(self.now)
+        self._take_outbox()
+        if plan is not None:
+            self._check_plan(plan)
+            self.pushed.append(plan)
+            self.results.append(self._compute(plan))
+        self.check()
+        return plan
+
+    def retire(self) -> None:
+        self.now += 1.0
+        result = self.results.popleft()
+        retired = self.core.retire(result, self.now)
+        assert retired is not None
+        for delta in [*deltas_of(retired, result, self.now), *retired.failed]:
+            self._take(delta)
+        self.check()
+
+    def step(self) -> StepPlan | None:
+        """One plan there and back."""
+        plan = self.schedule()
+        if self.results:
+            self.retire()
+        return plan
+
+    def run(self, limit: int = 5000) -> None:
+        """Until nothing is left; fails where that takes too long."""
+        for _ in range(limit):
+            while self.schedule() is not None:
+                pass
+            if not self.results:
+                break
+            self.retire()
+        assert self.core.is_idle, [(r.external_id, r.state) for r in self.core.table.requests.values()]
+        self.check_all_given_back()
+
+    def expected(self, request_id: int) -> list[int]:
+        request = self.requests[request_id]
+        count = request.max_total_tokens - request.num_prompt_tokens
+        if self.window is None:
+            return expected_tokens(request.prompt_token_ids, count, stop_ids=request.stop_ids)
+        return windowed_tokens(request.prompt_token_ids, count, self.window, request.stop_ids)
+
+    def check(self) -> None:
+        self.core.check_integrity()
+        assert all(len(outcome.ends) <= 1 for outcome in self.outcomes.values())
+
+    def check_all_given_back(self) -> None:
+        core = self.core
+        assert core.kv.usage == 0.0
+        assert core.slots.available() == core.limits.max_num_seqs
+        assert not len(core.table)
+        assert not core.scheduler.has_work
+        assert not core.outbox
+        assert all(queue.idle for queue in core.table.queues)
+        assert all(len(outcome.ends) == 1 for outcome in self.outcomes.values())
+        assert all(core.resources.shortage(request) is None for request in self.requests.values())
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        self._failing, self.fail_next = self.fail_next > 0, max(0, self.fail_next - 1)
+        passed: StageOutput | StepResult | None = None
+        for stage in self.stages:
+            assert not isinstance(passed, StepResult)
+            passed = stage.execute(plan, passed)
+            if isinstance(passed, StageOutput) and passed.hidden is not None:
+                passed.hidden = passed.hidden.copy()
+        assert isinstance(passed, StepResult)
+        assert passed.error is None or self._failing, passed.error
+        return passed
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        limits = self.limits
+        assert 0 < plan.num_rows <= limits.max_micro_batch_seqs
+        assert 0 < plan.num_tokens <= limits.max_num_batched_tokens
+        assert all(0 < count <= (limits.long_prefill_token_threshold or count) for count in plan.chunk_tokens)
+        assert self.core.table.queues[plan.queue].in_flight == 1
+        assert [flight.plan.step for flight in self.core.in_flight] == sorted(f.plan.step for f in self.core.in_flight)
+        assert plan.step == len(self.pushed) + 1
+
+    def _take_outbox(self) -> None:
+        ended, self.core.outbox = self.core.outbox, []
+        for delta in ended:
+            self._take(delta)
+
+    def _take(self, delta: Delta) -> None:
+        outcome = self.outcomes[delta.request.request_id]
+        assert not outcome.ends, "told something after its end"
+        outcome.tokens += delta.token_ids
+        if delta.finish_reason is not None:
+            outcome.ends.append(delta)
