@@ -126,7 +126,8 @@ def _ttft(output: RequestOutput) -> float:
 
 def _inter_token(output: RequestOutput) -> float | None:
     metrics, tokens = output.metrics, len(output.outputs[0].token_ids)
-    assert metrics.first_token is not None and metrics.last_token is not None
+    assert metrics.first_token is not None
+    assert metrics.last_token is not None
     return (metrics.last_token - metrics.first_token) / (tokens - 1) if tokens > 1 else None
 
 

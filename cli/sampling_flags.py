@@ -27,12 +27,19 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     for name, (kind, text) in _FLAGS.items():
         group.add_argument(
-            "--" + name.replace("_", "-"), type=kind, dest="sampling_" + name, metavar=kind.__name__.upper(),
-            default=argparse.SUPPRESS, help=text,
+            "--" + name.replace("_", "-"),
+            type=kind,
+            dest="sampling_" + name,
+            metavar=kind.__name__.upper(),
+            default=argparse.SUPPRESS,
+            help=text,
         )
     group.add_argument("--stop", dest="sampling_stop", nargs="+", default=argparse.SUPPRESS, help="texts that end it")
     group.add_argument(
-        "--ignore-eos", dest="sampling_ignore_eos", action="store_true", default=argparse.SUPPRESS,
+        "--ignore-eos",
+        dest="sampling_ignore_eos",
+        action="store_true",
+        default=argparse.SUPPRESS,
         help="go on after the end of sequence",
     )
     if parser.prog.endswith("generate"):

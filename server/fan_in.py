@@ -45,5 +45,5 @@ def _read(position: int, stream: RequestStream, items: SimpleQueue[_Item]) -> No
         for part in stream:
             items.put((position, part))
         items.put((position, None))
-    except BaseException as error:  # it is the reader's to handle, in its own thread
+    except BaseException as error:  # noqa: BLE001 - raised again in the reader's thread
         items.put((position, error))

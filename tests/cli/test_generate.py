@@ -59,19 +59,16 @@ def test_jsonl_in_jsonl_out(tmp_path: Path) -> None:
     assert {choice["finish_reason"] for answer in answers for choice in answer["choices"]} == {"length"}
 
 
-def test_a_bad_sampling_field_names_itself_and_a_near_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_sampling_field_names_itself_and_a_near_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "a", "temprature": 1}')
     assert main(["generate", "--file", str(source), *SMALL]) == 2
     err = capsys.readouterr().err
-    assert "temprature" in err and "did you mean temperature?" in err
+    assert "temprature" in err
+    assert "did you mean temperature?" in err
 
 
-def test_prompts_may_come_through_a_pipe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prompts_may_come_through_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
     assert main(["generate", "--format", "jsonl", "--max-tokens", "1", *SMALL]) == 0
     assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]

@@ -16,8 +16,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     try:
         code = main(words)
     except SystemExit as end:
-        assert isinstance(end.code, int)
-        code = end.code
+        code = int(end.code or 0)
     out, err = capsys.readouterr()
     return code, out, err
 

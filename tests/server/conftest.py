@@ -118,7 +118,8 @@ def serving(folder: Path, *words: str) -> Iterator[Server]:
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        assert started.wait(START_TIMEOUT) and server.port, "".join(server.lines)
+        started.wait(START_TIMEOUT)
+        assert server.port, "".join(server.lines)
         yield server
     finally:
         if process.poll() is None:

@@ -55,7 +55,6 @@ class Site:
         for ours, _ in pairs:
             ours.close()
 
-
     def _wait_for(self, **counts: int) -> None:
         deadline = time.monotonic() + 30
         labels = {"model_name": self.llm.model_name, "engine": "0"}
@@ -121,7 +120,8 @@ def test_served_names(llm: LLM) -> None:
     assert [card["id"] for card in models["data"]] == ["one", "two"]
     for name in ("one", "two"):
         answer = site.post({**SHORT, "model": name}).json
-        assert answer is not None and answer["model"] == "one"
+        assert answer is not None
+        assert answer["model"] == "one"
     assert site.post({**SHORT, "model": llm.model_name}).status_code == 404
 
 

@@ -138,9 +138,7 @@ def test_the_engine_is_unharmed(server: Server, client: openai.OpenAI) -> None:
     assert server.request("GET", "/health")[0] == 200
 
 
-def check(
-    status: int, headers: dict[str, str], body: bytes, expected: int, param: str | None, says: str
-) -> None:
+def check(status: int, headers: dict[str, str], body: bytes, expected: int, param: str | None, says: str) -> None:
     assert status == expected, body
     assert headers["Content-Type"] == "application/json"
     error = json.loads(body)["error"]

@@ -89,9 +89,7 @@ def failing(*words: str) -> tuple[int, list[str]]:
         (("--port", "0", "--scheduler", "gredy"), "did you mean 'greedy'?"),
     ],
 )
-def test_an_engine_that_cannot_start_ends_the_command_with_its_message(
-    words: tuple[str, ...], says: str
-) -> None:
+def test_an_engine_that_cannot_start_ends_the_command_with_its_message(words: tuple[str, ...], says: str) -> None:
     code, lines = failing(*words)
     assert code == 1
     assert len(lines) == 1, lines

@@ -37,7 +37,8 @@ def test_usage_shows_cached_tokens(client: openai.OpenAI) -> None:
     words = "one two three four five six seven eight nine ten " * 4
     for expected in (False, True):
         answer = client.completions.create(model="demo", prompt=words, max_tokens=1)
-        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
         assert bool(answer.usage.prompt_tokens_details.cached_tokens) is expected
 
 
@@ -50,7 +51,8 @@ def test_completions_of_text_ids_and_many(client: openai.OpenAI) -> None:
     assert one.object == "text_completion"
     assert one.id.startswith("cmpl-")
     ids = client.completions.create(model="demo", prompt=[5, 6, 7], max_tokens=3, extra_body={"ignore_eos": True})
-    assert ids.usage is not None and (ids.usage.prompt_tokens, ids.usage.completion_tokens) == (3, 3)
+    assert ids.usage is not None
+    assert (ids.usage.prompt_tokens, ids.usage.completion_tokens) == (3, 3)
     many = client.completions.create(
         model="demo", prompt=["Once upon a time", "Two cats"], n=2, max_tokens=5, temperature=0
     )
@@ -72,7 +74,8 @@ def test_many_prompts_stream_side_by_side(client: openai.OpenAI) -> None:
 
 def test_default_limit_of_completions_is_sixteen(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="demo", prompt="Once", extra_body={"ignore_eos": True})
-    assert answer.usage is not None and answer.usage.completion_tokens == 16
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16
     assert answer.choices[0].finish_reason == "length"
 
 
@@ -101,10 +104,12 @@ def test_completion_logprobs_and_echo(client: openai.OpenAI) -> None:
     )  # fmt: skip
     choice = answer.choices[0]
     assert choice.text.startswith("Once upon")
-    assert choice.logprobs is not None and choice.logprobs.tokens is not None
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
     tokens = choice.logprobs.tokens
     assert "".join(tokens) == choice.text
-    assert choice.logprobs.token_logprobs is not None and choice.logprobs.text_offset is not None
+    assert choice.logprobs.token_logprobs is not None
+    assert choice.logprobs.text_offset is not None
     assert choice.logprobs.token_logprobs[0] is None
     assert all(logprob <= 0 for logprob in choice.logprobs.token_logprobs[1:])
     assert [choice.text[at:].startswith(token) for at, token in zip(choice.logprobs.text_offset, tokens, strict=True)]
@@ -167,8 +172,10 @@ def test_vllms_fields_are_taken(client: openai.OpenAI) -> None:
         model="demo", prompt="Once", max_tokens=4, logprobs=0, logit_bias={"6": 100},
         extra_body={**extra, "priority": 3, "cache_salt": "s", "ignore_eos": True, "unknown_field": {"a": 1}},
     )  # fmt: skip
-    assert answer.usage is not None and answer.usage.completion_tokens == 4
-    assert answer.choices[0].logprobs is not None and answer.choices[0].logprobs.tokens is not None
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4
+    assert answer.choices[0].logprobs is not None
+    assert answer.choices[0].logprobs.tokens is not None
     first = client.completions.create(
         model="demo", prompt="Once", max_tokens=1, logprobs=0, temperature=0,
         extra_body={"allowed_token_ids": [6], "ignore_eos": True},
