@@ -10,26 +10,16 @@ its ``engine`` label.
 
 from __future__ import annotations
 
-import itertools
 import threading
-import weakref
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
 
-from ..core.errors import ConfigError
+from .families import families_of
 
 TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
@@ -151,8 +141,9 @@ class EngineMetrics:
         self._generation_tokens = 0
         self._finished: defaultdict[str, int] = defaultdict(int, {"stop": 0, "length": 0, "abort": 0, "error": 0})
         self._rejected: defaultdict[str, int] = defaultdict(int, {"queue_full": 0, "capacity": 0, "invalid": 0})
-        self._families = _families_of(registry)
-        self.engine = self._families.add(self, engine)
+        self._families = families_of(registry)
+        self.engine = ""
+        self._families.add(self, engine)
 
     def record_step(self, sample: StepSample) -> None:
         """Count a retired step."""
@@ -219,81 +210,3 @@ class EngineMetrics:
             for reason, count in counts.items():
                 families[name].add_metric([*labels, reason], count)
         families[""].add_metric(labels, {"version": self.version})
-
-
-_LABELS = ("model_name", "engine")
-_HELP: dict[str, tuple[Callable[..., Metric], str, tuple[str, ...]]] = {
-    "": (InfoMetricFamily, "The engine's version and what it serves.", _LABELS),
-    "time_to_first_token_seconds": (HistogramMetricFamily, "From arrival to the first token.", _LABELS),
-    "inter_token_latency_seconds": (HistogramMetricFamily, "Between two tokens of one choice.", _LABELS),
-    "e2e_request_latency_seconds": (HistogramMetricFamily, "From arrival to the end, whatever the reason.", _LABELS),
-    "request_queue_time_seconds": (HistogramMetricFamily, "From arrival to being scheduled first.", _LABELS),
-    "step_seconds": (HistogramMetricFamily, "From a micro-batch's push to its result.", _LABELS),
-    "micro_batch_tokens": (HistogramMetricFamily, "Tokens computed in one micro-batch.", _LABELS),
-    "prompt_tokens": (CounterMetricFamily, "Prompt tokens of requests with a first token, cached ones too.", _LABELS),
-    "generation_tokens": (CounterMetricFamily, "Tokens generated.", _LABELS),
-    "requests_finished": (CounterMetricFamily, "Requests that ended, by reason.", (*_LABELS, "reason")),
-    "requests_rejected": (CounterMetricFamily, "Requests refused before they were queued.", (*_LABELS, "reason")),
-    "num_requests_running": (GaugeMetricFamily, "Requests that hold KV blocks.", _LABELS),
-    "num_requests_waiting": (GaugeMetricFamily, "Requests that wait: new, paused or parked.", _LABELS),
-    "kv_cache_usage_ratio": (GaugeMetricFamily, "Share of the KV blocks that requests hold, 0 to 1.", _LABELS),
-    "prefix_cache_queries": (CounterMetricFamily, "Tokens looked up in the prefix cache.", _LABELS),
-    "prefix_cache_hits": (CounterMetricFamily, "Tokens found in the prefix cache.", _LABELS),
-    "preemptions": (CounterMetricFamily, "Times a running request gave its blocks back to be recomputed.", _LABELS),
-}
-
-
-class _Families(Collector):
-    """The one collector of a registry: makes the families, lets each engine add its series."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        """Covers the list of engines."""
-        self._engines: dict[str, EngineMetrics] = {}
-
-    def add(self, metrics: EngineMetrics, engine: str | None) -> str:
-        with self._lock:
-            if engine is None:
-                engine = next(name for name in map(str, itertools.count()) if name not in self._engines)
-            elif engine in self._engines:
-                raise ConfigError("engine", engine, "a label that no other engine of this registry uses")
-            self._engines[engine] = metrics
-        return engine
-
-    def remove(self, metrics: EngineMetrics) -> None:
-        with self._lock:
-            if self._engines.get(metrics.engine) is metrics:
-                del self._engines[metrics.engine]
-
-    def describe(self) -> Iterable[Metric]:
-        return list(self._fresh().values())
-
-    def collect(self) -> Iterable[Metric]:
-        families = self._fresh()
-        with self._lock:
-            engines = list(self._engines.values())
-        for metrics in engines:
-            metrics.collect_into(families)
-        return list(families.values())
-
-    @staticmethod
-    def _fresh() -> dict[str, Metric]:
-        return {
-            name: family("llm_engine" + (f"_{name}" if name else ""), text, labels=labels)
-            for name, (family, text, labels) in _HELP.items()
-        }
-
-
-_known: weakref.WeakKeyDictionary[CollectorRegistry, _Families] = weakref.WeakKeyDictionary()
-_known_lock = threading.Lock()
-
-
-def _families_of(registry: CollectorRegistry) -> _Families:
-    """The registry's collector of ours, made with the first engine."""
-    with _known_lock:
-        families = _known.get(registry)
-        if families is None:
-            families = _Families()
-            registry.register(families)
-            _known[registry] = families
-        return families

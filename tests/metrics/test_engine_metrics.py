@@ -114,13 +114,13 @@ def test_a_closed_engine_leaves_the_registry_and_its_number_is_free_again() -> N
 
 
 def test_a_registry_that_is_dropped_takes_its_collector_along() -> None:
-    from llm_engine.metrics import engine_metrics
+    from llm_engine.metrics import families
 
     registry = CollectorRegistry()
     make(registry)
-    before = len(engine_metrics._known)
+    before = len(families._known)
     del registry
-    assert len(engine_metrics._known) == before - 1
+    assert len(families._known) == before - 1
 
 
 def test_concurrent_recording_loses_nothing() -> None:
