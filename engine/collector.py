@@ -37,6 +37,7 @@ class RequestCollector:
         self.error: Exception | None = None
         """The first error of any choice."""
         self._abort, self._streaming = abort, streaming
+        self._prompt_token_ids = list(requests[0].prompt_token_ids)  # one copy for all parts of a stream
         self._prompt_logprobs: list[TokenLogprobs | None] = [None]
         self._last_token: float | None = None
         params = requests[0].params
@@ -95,7 +96,7 @@ class RequestCollector:
         return RequestOutput(
             request_id=first.external_id,
             prompt=self.prompt,
-            prompt_token_ids=list(first.prompt_token_ids),
+            prompt_token_ids=self._prompt_token_ids,
             outputs=outputs,
             metrics=RequestMetrics(
                 arrival=first.arrival,

@@ -18,7 +18,7 @@ from ..kvcache.kv_cache_manager import KVCacheManager
 from ..kvcache.resources import BaseResourceManager, ResourceManager
 from ..metrics.engine_metrics import BooksSample, EngineMetrics
 from ..schedulers.limits import Limits
-from ..schedulers.registry import make_scheduler
+from ..schedulers.registry import find_scheduler
 from .core import EngineCore
 from .executors.base import Executor, ExecutorInfo
 from .stats import StepStats
@@ -57,11 +57,11 @@ class Engine:
         self._delivery_lock = threading.Lock()
         self._executor = executor
         self.name = f"llm-engine-{next(_numbers)}"
-        books: _Books = _Books()
+        books = _Books()
+        make_state = _StateMaker(config, executor.num_stages, on_cuda, resources)
         self.metrics = EngineMetrics(
             self.registry, model_name=model_name, version=__version__, engine=engine_label, books=books
         )
-        make_state = _StateMaker(config, executor.num_stages, on_cuda, resources)
         self._delivery = DeliveryThread(f"{self.name}-delivery")
         self._output = OutputThread(
             executor, make_state, self.metrics, self.stats, f"{self.name}-output", self._delivery.close
@@ -153,6 +153,7 @@ class _StateMaker:
         self, config: EngineConfig, num_stages: int, on_cuda: bool, resources: Sequence[BaseResourceManager]
     ) -> None:
         self._config, self._num_stages, self._on_cuda, self._resources = config, num_stages, on_cuda, resources
+        self._make_scheduler = find_scheduler(config.scheduler)
         self.info: ExecutorInfo | None = None
 
     def __call__(self, info: ExecutorInfo) -> EngineState:
@@ -175,7 +176,7 @@ class _StateMaker:
         core = EngineCore(
             limits,
             kv,
-            make_scheduler(settings, limits, resources),
+            self._make_scheduler(limits, resources),
             resources,
             num_queues=self._num_stages,
             scheduler_name=settings.scheduler,

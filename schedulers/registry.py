@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from ..core.config import SchedulerConfig
@@ -39,29 +40,32 @@ SCHEDULERS: Registry[Scheduler] = Registry("scheduler", "llm_engine.schedulers")
 for _name, _parts in PRESETS.items():
     SCHEDULERS.add(_name, ".schedulers.base:Scheduler", " x ".join(_parts))
 
+SchedulerFactory = Callable[[Limits, ResourceManager | None], Scheduler]
 
-def make_scheduler(config: SchedulerConfig, limits: Limits, resources: ResourceManager | None = None) -> Scheduler:
-    """Build what the settings name. Raises ``ConfigError`` listing the names that exist.
+
+def find_scheduler(config: SchedulerConfig) -> SchedulerFactory:
+    """Resolve the names of the settings, before anything is loaded. Raises ``ConfigError`` listing those that exist.
 
     A scheduler class of your own is called as ``Class(limits)`` or ``Class(limits, resources)``.
     """
     name = DEFAULT_PRESET if config.scheduler == "default" else config.scheduler
     if name in PRESETS:
-        ordering, capacity, micro_batch = PRESETS[name]
-        return Scheduler(
-            ORDERINGS.get(config.ordering or ordering)(),
-            CAPACITIES.get(config.capacity or capacity)(),
-            MICRO_BATCHES.get(config.micro_batch or micro_batch)(),
-            limits,
-            resources,
-        )
+        preset = PRESETS[name]
+        ordering = ORDERINGS.get(config.ordering or preset[0])
+        capacity = CAPACITIES.get(config.capacity or preset[1])
+        micro_batch = MICRO_BATCHES.get(config.micro_batch or preset[2])
+        return lambda limits, resources: Scheduler(ordering(), capacity(), micro_batch(), limits, resources)
     for part in ("ordering", "capacity", "micro_batch"):
         if getattr(config, part) is not None:
             raise ConfigError(part, getattr(config, part), f"nothing beside scheduler={name!r}, which is no preset")
     factory: Any = SCHEDULERS.get(name)
-    takes = inspect.signature(factory).parameters
-    made: Scheduler = factory(limits, resources) if len(takes) > 1 else factory(limits)
-    missing = [member for member in ("add", "abort", "schedule", "update", "has_work") if not hasattr(made, member)]
-    if missing:
+    missing = [member for member in ("add", "abort", "schedule", "update", "has_work") if not hasattr(factory, member)]
+    if inspect.isclass(factory) and missing:
         raise ConfigError("scheduler", name, f"a scheduler; this one lacks {', '.join(missing)}")
-    return made
+    takes_resources = len(inspect.signature(factory).parameters) > 1
+    return lambda limits, resources: factory(limits, resources) if takes_resources else factory(limits)
+
+
+def make_scheduler(config: SchedulerConfig, limits: Limits, resources: ResourceManager | None = None) -> Scheduler:
+    """Build what the settings name; raises as ``find_scheduler``."""
+    return find_scheduler(config)(limits, resources)
