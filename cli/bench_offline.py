@@ -5,7 +5,7 @@
     W3  16 requests of 1024 in, 16 out, all at once      seconds
     W4  32 requests, 768 shared + 32 own in, 32 out      seconds, the prefix cache cold at the start
 
-Each repeat has prompts of its own, so no repeat finds another one's blocks in the prefix cache.
+Each repeat has prompts of its own, from ``--seed`` on, so no repeat finds another one's blocks in the prefix cache.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ def run(args: argparse.Namespace) -> int:
     with LLM(**settings, show_progress=sys.stderr.isatty()) as llm:
         highest = min(HIGHEST_ID, llm.engine.info.model.vocab_size)
         measure(llm, make_prompts(workload, min(requests, 2), highest, seed=-1), 4)  # warms up
-        for seed in range(args.repeat):
-            runs.append(measure(llm, make_prompts(workload, requests, highest, seed), workload.output))
-            print(f"{args.workload} run {seed + 1}: {_in_words(runs[-1])}", file=sys.stderr, flush=True)
+        for repeat in range(args.repeat):
+            prompts = make_prompts(workload, requests, highest, settings.get("seed", 0) + repeat)
+            runs.append(measure(llm, prompts, workload.output))
+            print(f"{args.workload} run {repeat + 1}: {_in_words(runs[-1])}", file=sys.stderr, flush=True)
         report = make_report(args.workload, llm.model_name, requests, runs)
     print(f"{args.workload} {report['model']}: {_in_words(best(runs))}, peak {report['peak_rss_mb']:.0f} MB")
     if args.json:
