@@ -1,0 +1,93 @@
+"""Settings: flat names find their owner, and what cannot be is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from llm_engine.core.config import PARTS, EngineConfig
+from llm_engine.core.errors import ConfigError, EngineError
+
+
+def test_flat_names_are_sorted_to_their_owners() -> None:
+    config = EngineConfig.of(model="a", block_size=32, max_num_seqs=7, pipeline_parallel_size=2)
+    assert config.model.model == "a"
+    assert config.cache.block_size == 32
+    assert config.scheduler.max_num_seqs == 7
+    assert config.parallel.pipeline_parallel_size == 2
+    assert EngineConfig.of() == EngineConfig()
+
+
+def test_no_two_parts_own_one_name_and_every_setting_has_help() -> None:
+    owned = [field for part in PARTS.values() for field in fields(part)]
+    assert len({field.name for field in owned}) == len(owned)
+    assert all(field.metadata["help"] for field in owned)
+
+
+def test_settings_are_read_only() -> None:
+    with pytest.raises(FrozenInstanceError):
+        EngineConfig().model.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("max_num_sequences", "max_num_seqs"), ("blocksize", "block_size"), ("Dtype", "dtype"), ("tokeniser", "tokenizer")],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(given: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+        EngineConfig.of(**{given: 1})
+
+
+def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
+    with pytest.raises(ConfigError, match="no such setting$") as caught:
+        EngineConfig.of(zzzzzz=1)
+    assert (caught.value.field, caught.value.value) == ("zzzzzz", 1)
+    assert isinstance(caught.value, EngineError)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("model", 5, "a text"),
+        ("dtype", "int8", "auto, float32, bfloat16, float16"),
+        ("dtype", None, "auto, float32"),
+        ("device", "tpu", "auto, cpu, cuda"),
+        ("max_model_len", 0, "1 or more"),
+        ("max_model_len", True, "a whole number"),
+        ("seed", None, "a whole number"),
+        ("seed", 1.5, "a whole number"),
+        ("block_size", 12, "a power of two"),
+        ("block_size", 0, "a power of two"),
+        ("block_size", "16", "a whole number"),
+        ("num_kv_blocks", 1, "2 or more"),
+        ("kv_cache_memory", 0, "1 or more"),
+        ("gpu_memory_utilization", 0, "above 0"),
+        ("gpu_memory_utilization", 1.1, "at most 1"),
+        ("gpu_memory_utilization", float("nan"), "above 0"),
+        ("gpu_memory_utilization", "all", "a number"),
+        ("enable_prefix_caching", "yes", "true or false"),
+        ("enable_prefix_caching", 1, "true or false"),
+        ("max_num_seqs", 0, "1 or more"),
+        ("max_num_seqs", "8", "a whole number"),
+        ("max_num_seqs", None, "a whole number"),
+        ("max_micro_batch_seqs", -1, "1 or more"),
+        ("max_num_batched_tokens", 0, "1 or more"),
+        ("long_prefill_token_threshold", 0, "1 or more"),
+        ("chunk_unit", 0, "1 or more"),
+        ("max_num_waiting", 0, "1 or more"),
+        ("scheduler", None, "a text"),
+        ("pipeline_parallel_size", 0, "1 or more"),
+        ("cpu_threads", 0, "1 or more"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_by_name(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig.of(**{name: value})
+    error = caught.value
+    assert error.field == name
+    assert error.value is value
+    assert allowed in error.allowed
+    assert str(error) == f"{name} is {value!r}; allowed: {error.allowed}"

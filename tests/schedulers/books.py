@@ -1,0 +1,107 @@
+"""Books set up by hand, for tests of what a scheduler decides over them. Nothing is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm_engine.core.config import SchedulerConfig
+from llm_engine.core.request import Request, RequestId
+from llm_engine.core.request_table import RequestTable
+from llm_engine.core.sampling_params import SamplingParams
+from llm_engine.core.step import StepPlan
+from llm_engine.kvcache.block_hash import hash_blocks
+from llm_engine.kvcache.kv_cache_manager import KVCacheManager
+from llm_engine.kvcache.resources import BaseResourceManager, ResourceManager
+from llm_engine.kvcache.view import KVView
+from llm_engine.schedulers.base import Scheduler
+from llm_engine.schedulers.limits import Limits
+from llm_engine.schedulers.registry import make_scheduler
+from llm_engine.schedulers.scheduling_pass import SchedulingPass
+
+
+class Books:
+    """Requests are numbered in the order they are made; blocks hold 4 tokens."""
+
+    def __init__(
+        self,
+        *,
+        num_queues: int = 1,
+        num_blocks: int = 100,
+        max_num_seqs: int = 8,
+        max_micro_batch_seqs: int = 8,
+        max_num_batched_tokens: int = 32,
+        chunk_unit: int = 4,
+        threshold: int | None = None,
+        window: int | None = None,
+        resources: Sequence[BaseResourceManager] = (),
+    ) -> None:
+        self.table = RequestTable(num_queues, 4)
+        self.kv = KVCacheManager(num_blocks + 1, 4, sliding_window=window)
+        self.view = KVView(self.kv)
+        self.limits = Limits(max_num_seqs, max_micro_batch_seqs, max_num_batched_tokens, chunk_unit, threshold)
+        self.resources = ResourceManager(resources)
+        self.scheduler: Scheduler = make_scheduler(SchedulerConfig(), self.limits, self.resources)
+
+    def _make(self, known: int, max_tokens: int, first: int | None) -> Request:
+        number = len(self.table.requests)
+        prompt = [number if first is None else first] + [50 + i % 40 for i in range(known - 1)]
+        request = Request(RequestId(number), str(number), prompt, SamplingParams(), known + max_tokens, 0.0)
+        request.block_hashes = hash_blocks(prompt, 4)
+        self.table.add(request)
+        return request
+
+    def waiting(self, known: int, *, first: int | None = None) -> Request:
+        """One that arrived. Those with the same ``first`` token share their prefix."""
+        request = self._make(known, 50, first)
+        self.scheduler.add(request)
+        return request
+
+    def prefilling(self, known: int, computed: int, *, in_flight: int = 0, first: int | None = None) -> Request:
+        """A resident with part of its prompt computed; its full blocks can be found."""
+        request = self._make(known, 50, first)
+        self._hold(request, computed)
+        self.table.start_prefill(request)
+        request.num_in_flight = in_flight
+        return request
+
+    def decoding(self, known: int, *, queue: int = 0, first: int | None = None) -> Request:
+        """A resident that waits to compute its last known token."""
+        request = self._make(known, 50, first)
+        self._hold(request, known - 1)
+        self.table.start_prefill(request)
+        self.table.start_decode(request, queue)
+        return request
+
+    def _hold(self, request: Request, computed: int) -> None:
+        request.slot = request.request_id
+        self.kv.add_sequence(request.request_id, (), request.num_tokens, read_prefix=False)
+        self.kv.grow(request.request_id, computed)
+        self.kv.publish(request.request_id, request.block_hashes, computed, 0)
+        request.num_computed_tokens = computed
+
+    def plan(self) -> StepPlan | None:
+        return self.scheduler.schedule(0.0, self.table, self.view)
+
+    def a_pass(self, queue: int = 0) -> SchedulingPass:
+        """A pass of one's own, for tests of single parts."""
+        return SchedulingPass(0.0, self.table, self.view, self.limits, self.table.queues[queue], self.resources)
+
+
+def chunks(plan: StepPlan | None) -> dict[int, int]:
+    """``{request id: tokens}`` of a plan's chunks, in order."""
+    assert plan is not None
+    return dict(zip(plan.chunk_ids, plan.chunk_tokens, strict=True))
+
+
+class Places(BaseResourceManager):
+    """So many places, nobody holds any."""
+
+    def __init__(self, name: str, count: int, wanted: int = 1) -> None:
+        self.name, self.count, self.wanted = name, count, wanted
+
+    def needed(self, request: Any) -> int:
+        return self.wanted
+
+    def available(self) -> int:
+        return self.count
