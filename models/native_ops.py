@@ -1,4 +1,4 @@
-"""The decoder's small operations by native kernels, one pass each; what they do not take goes to torch."""
+"""The decoder's operations by native kernels, one pass each; what they do not take goes to torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,69 @@ from collections.abc import Callable
 import torch
 
 from ..native import kernels
-from .ops import Step, TorchOps
+from .attention.paged import has_amx
+from .ops import Linear, Step, TorchOps
 from .rope import RopeTable
 
 _DTYPES = {torch.float32: kernels.FLOAT32, torch.bfloat16: kernels.BFLOAT16}
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 
 
+# Below this many elements torch's plain linear is as fast, and packing is memory copied for nothing.
+_PACK_FROM = 1 << 14
+
+
+class NativeLinear:
+    """A linear layer whose weight lies in the order in which the kernel reads it; the original is not kept.
+
+    A row's result has the same bits whatever other rows there are.
+    """
+
+    __slots__ = ("bias", "dtype", "inputs", "kernel", "outputs", "packed")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.outputs, self.inputs = weight.shape
+        self.dtype, self.bias = _DTYPES[weight.dtype], bias
+        self.kernel = _kernel("linear")
+        size = kernels.packed_linear_size(self.dtype, self.outputs, self.inputs)
+        self.packed = torch.empty(size, dtype=weight.dtype)
+        assert weight.stride(1) == 1
+        assert bias is None or (bias.dtype == weight.dtype and bias.is_contiguous())
+        threads = torch.get_num_threads()
+        pack = _kernel("pack_linear")
+        pack(self.dtype, weight.data_ptr(), self.packed.data_ptr(), *weight.shape, weight.stride(0), threads)
+
+    @staticmethod
+    def supports(weight: torch.Tensor) -> bool:
+        """Whether there is a kernel here that pays: with AMX, oneDNN's bfloat16 is ahead from a few rows on."""
+        if weight.numel() < _PACK_FROM or weight.dtype not in _DTYPES or weight.stride(1) != 1:
+            return False
+        if weight.dtype == torch.bfloat16 and has_amx():
+            return False
+        return kernels.packed_linear_size(_DTYPES[weight.dtype], *weight.shape) > 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        rows = x.shape[0]
+        out = torch.empty(rows, self.outputs, dtype=x.dtype)
+        self.kernel(
+            self.dtype,
+            x.data_ptr(),
+            self.packed.data_ptr(),
+            _address(self.bias),
+            out.data_ptr(),
+            rows,
+            self.outputs,
+            self.inputs,
+            x.stride(0),
+            torch.get_num_threads(),
+        )
+        return out
+
+
 class NativeOps(TorchOps):
-    """``TorchOps`` on the CPU in float32 or bfloat16, its elementwise parts native. Linears stay torch's."""
+    """``TorchOps`` on the CPU in float32 or bfloat16, native but for what has no kernel."""
 
     def __init__(self) -> None:
         self._add_rms_norm = _kernel("add_rms_norm")
@@ -26,6 +80,15 @@ class NativeOps(TorchOps):
     def supports(device: torch.device, dtype: torch.dtype) -> bool:
         """Whether there are kernels here for this device and type."""
         return device.type == "cpu" and dtype in _DTYPES and kernels.function("gated") is not None
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, *, may_copy: bool = True) -> Linear:
+        """Make of a weight [N, K] what computes; the weight itself is not changed.
+
+        ``may_copy=False``: the weight is kept for something else too, and no second one may be held in memory.
+        """
+        if may_copy and NativeLinear.supports(weight):
+            return NativeLinear(weight, bias)
+        return super().linear(weight, bias, may_copy=may_copy)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """[T, H], float32 weight [H] -> [T, H], computed in float32."""

@@ -20,6 +20,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "add_rms_norm": [c_int, *[c_void_p] * 5, c_int64, c_int64, c_float, c_int],
     "rotate_and_store": [c_int, *[c_void_p] * 9, *[c_int64] * 7, c_float, c_int],
     "gated": [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int],
+    "pack_linear": [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int],
+    "linear": [c_int, *[c_void_p] * 4, *[c_int64] * 4, c_int],
 }
 
 
@@ -32,3 +34,13 @@ def function(name: str) -> Callable[..., None] | None:
     found: ctypes._NamedFuncPointer = getattr(library, name)
     found.argtypes, found.restype = _SIGNATURES[name], None
     return found
+
+
+def packed_linear_size(dtype: int, outputs: int, inputs: int) -> int:
+    """Elements of a weight [outputs, inputs] once packed for ``linear``; 0 where there is no such kernel here."""
+    library = build.library()
+    if library is None:
+        return 0
+    size = library.packed_linear_size
+    size.argtypes, size.restype = [c_int, c_int64, c_int64], c_int64
+    return int(size(dtype, outputs, inputs))

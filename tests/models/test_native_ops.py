@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from llm_engine.models import native_ops
 from llm_engine.models.attention import AttentionPlan
-from llm_engine.models.native_ops import NativeOps, select_ops
+from llm_engine.models.native_ops import NativeLinear, NativeOps, select_ops
 from llm_engine.models.ops import Step, TorchOps
 from llm_engine.models.rope import RopeTable
 from llm_engine.native import build
@@ -107,6 +108,36 @@ def test_gated(native, dtype, activation, size, tokens):
     torch.testing.assert_close(
         got.double(), TorchOps().gated(gate_up.double(), activation), rtol=tolerance, atol=tolerance
     )
+
+
+@DTYPES
+@pytest.mark.parametrize(("outputs", "inputs"), [(768, 64), (100, 300), (33, 1030), (5, 3500)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear(native, dtype, outputs, inputs, with_bias):
+    weight = random(outputs, inputs, dtype=dtype)
+    bias = random(outputs, dtype=dtype, seed=1) if with_bias else None
+    if not NativeLinear.supports(weight):
+        pytest.skip("no linear kernel for this CPU")
+    linear = native.linear(weight, bias)
+    assert type(linear) is NativeLinear
+    whole = random(100, inputs, dtype=dtype, seed=2) / inputs**0.5
+    got = linear(whole)
+    assert got.dtype == dtype
+    expected = torch.nn.functional.linear(whole.double(), weight.double(), None if bias is None else bias.double())
+    tolerance = 3e-6 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
+    for count in (1, 2, 11, 12, 13, 25):
+        assert torch.equal(linear(whole[:count]), got[:count]), "the bits of a row depend on the others"
+    assert torch.equal(linear(torch.cat([whole, whole], 1)[:, inputs:]), got), "rows apart"
+
+
+def test_linears_that_are_left_to_torch(native, monkeypatch):
+    weight = random(256, 256)
+    for given in (random(8, 8), random(256, 512)[:, ::2], weight.half(), weight[:, :255].bfloat16()):
+        assert not NativeLinear.supports(given)
+    assert type(native.linear(weight, None, may_copy=False)) is not NativeLinear
+    monkeypatch.setattr(native_ops, "has_amx", lambda: True)
+    assert not NativeLinear.supports(weight.bfloat16())
 
 
 def test_a_row_gives_the_same_bits_in_any_company(native):

@@ -1,0 +1,196 @@
+// y = x W^T + bias, for weights laid out in the order they are read: panels of 32 outputs, and in a panel, for one k
+// (float32) or two (bfloat16) at a time, the weights of all its outputs.
+//
+// For few rows of x the time is that of reading W, in one stream. For more rows the arithmetic counts: up to MAX_ROWS
+// rows share a pass with all their sums in registers, and a panel is taken in pieces that stay near while the next rows
+// use them. Sums run over k in one order, so a row's result has the same bits in any company.
+#include <omp.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "simd.h"
+
+namespace {
+
+using namespace simd;
+
+#ifdef ENGINE_AVX512
+
+constexpr int PANEL = 32;
+constexpr int MAX_ROWS = 12;                // 24 vectors of sums, of 32 registers
+constexpr int64_t PIECE_BYTES = 64 * 1024;  // of a panel; a few of them fit L2
+constexpr int64_t PARALLEL_WORK = 1 << 16;  // multiply-adds below which waking other threads costs more
+constexpr int FETCH_AHEAD = 512;            // bytes
+
+template <class T>
+constexpr int STEP = sizeof(T) == 4 ? 1 : 2;  // elements of k that one multiplication takes
+
+typedef vf Sums[2];
+
+template <int R>
+inline void multiply(const float* w, const float* x, Sums* sums) {
+    const vf a = load(w), b = load(w + W);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+        const vf factor = splat(x[r]);
+        sums[r][0] += a * factor;
+        sums[r][1] += b * factor;
+    }
+}
+
+#ifdef ENGINE_AVX512_BF16
+template <int R>
+inline void multiply(const bf16* w, const bf16* x, Sums* sums) {
+    const __m512bh a = (__m512bh)_mm512_loadu_si512(w), b = (__m512bh)_mm512_loadu_si512(w + 2 * W);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+        int32_t pair;
+        std::memcpy(&pair, x + 2 * r, 4);
+        const __m512bh factor = (__m512bh)_mm512_set1_epi32(pair);
+        sums[r][0] = (vf)_mm512_dpbf16_ps((__m512)sums[r][0], a, factor);
+        sums[r][1] = (vf)_mm512_dpbf16_ps((__m512)sums[r][1], b, factor);
+    }
+}
+#endif
+
+// acc [R][PANEL] gets (or, from the second piece on, gains) the products of `count` elements of k. x is packed:
+// for each step of k, the R rows' elements side by side. The first rows to use a piece fetch what lies ahead of it.
+template <class T, int R>
+void piece(const T* w, const T* x, int64_t count, bool is_first, bool fetch, float* acc) {
+    Sums sums[R];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+        for (int h = 0; h < 2; h++) sums[r][h] = is_first ? splat(0.0f) : load(acc + r * PANEL + h * W);
+    if (fetch) {
+        for (int64_t k = 0; k < count; k += STEP<T>) {
+            __builtin_prefetch((const char*)(w + k * PANEL) + FETCH_AHEAD);
+            __builtin_prefetch((const char*)(w + k * PANEL) + FETCH_AHEAD + 64);
+            multiply<R>(w + k * PANEL, x + k * R, sums);
+        }
+    } else {
+        for (int64_t k = 0; k < count; k += STEP<T>) multiply<R>(w + k * PANEL, x + k * R, sums);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+        for (int h = 0; h < 2; h++) store(acc + r * PANEL + h * W, sums[r][h]);
+}
+
+template <class T>
+using Piece = void (*)(const T*, const T*, int64_t, bool, bool, float*);
+template <class T>
+constexpr Piece<T> PIECES[MAX_ROWS + 1] = {nullptr,      piece<T, 1>, piece<T, 2>,  piece<T, 3>,  piece<T, 4>,
+                                           piece<T, 5>,  piece<T, 6>, piece<T, 7>,  piece<T, 8>,  piece<T, 9>,
+                                           piece<T, 10>, piece<T, 11>, piece<T, 12>};
+
+// Rows that go through a panel together: from .. to - 1.
+struct Block {
+    int64_t from, to;
+    Block(int64_t index, int64_t blocks, int64_t rows) : from(rows * index / blocks), to(rows * (index + 1) / blocks) {}
+    int64_t size() const { return to - from; }
+};
+
+template <class T>
+void store_panel(const float* acc, const T* bias, T* out, int64_t rows, int64_t n, int64_t first) {
+    const int64_t width = std::min<int64_t>(PANEL, n - first);
+    T added[PANEL] = {}, result[PANEL];
+    if (bias) std::memcpy(added, bias + first, width * sizeof(T));
+    for (int64_t row = 0; row < rows; row++) {
+        for (int h = 0; h < PANEL; h += W) store(result + h, load(acc + row * PANEL + h) + load(added + h));
+        std::memcpy(out + row * n + first, result, width * sizeof(T));
+    }
+}
+
+template <class T>
+void linear(const T* x, const T* packed, const T* bias, T* out, int64_t rows, int64_t n, int64_t k, int64_t stride,
+            int threads) {
+    static thread_local std::vector<T> memory;
+    const int64_t panels = (n + PANEL - 1) / PANEL, blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    if (rows * n * k < PARALLEL_WORK) threads = 1;
+    const int64_t share = std::max<int64_t>(panels / (8 * threads), 1);  // neighbours: what is read stays one stream
+    const T* rows_packed = x;                                            // one row is packed as it is
+    if (rows > 1) memory.resize(rows * k), rows_packed = memory.data();
+    T* pack_to = memory.data();
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> acc(rows * PANEL);
+        if (rows > 1) {
+#pragma omp for schedule(static)
+            for (int64_t index = 0; index < blocks; index++) {
+                const Block block(index, blocks, rows);
+                T* to = pack_to + block.from * k;
+                for (int64_t i = 0; i < k; i += STEP<T>)
+                    for (int64_t r = block.from; r < block.to; r++, to += STEP<T>)
+                        std::memcpy(to, x + r * stride + i, STEP<T> * sizeof(T));
+            }
+        }
+#pragma omp for schedule(dynamic, share)
+        for (int64_t panel = 0; panel < panels; panel++) {
+            const T* w = packed + panel * k * PANEL;
+            const int64_t step = PIECE_BYTES / (PANEL * sizeof(T));
+            for (int64_t at = 0; at < k; at += step)
+                for (int64_t index = 0; index < blocks; index++) {
+                    const Block block(index, blocks, rows);
+                    PIECES<T>[block.size()](w + at * PANEL, rows_packed + block.from * k + at * block.size(),
+                                            std::min(step, k - at), at == 0, index == 0,
+                                            acc.data() + block.from * PANEL);
+                }
+            store_panel(acc.data(), bias, out, rows, n, panel * PANEL);
+        }
+    }
+}
+
+template <class T>
+void pack(const T* weight, T* packed, int64_t n, int64_t k, int64_t stride, int threads) {
+    const int64_t panels = (n + PANEL - 1) / PANEL;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; row++) {
+            T* to = packed + panel * k * PANEL + (row % PANEL) * STEP<T>;
+            for (int64_t i = 0; i < k; i += STEP<T>)
+                for (int s = 0; s < STEP<T>; s++) to[i * PANEL + s] = row < n ? weight[row * stride + i + s] : T{};
+        }
+}
+
+#endif
+
+}  // namespace
+
+// Elements of `packed` for a weight [n, k] of dtype 0 (float32) or 1 (bfloat16); 0 where this CPU has no fast way.
+extern "C" int64_t packed_linear_size(int dtype, int64_t n, int64_t k) {
+    (void)dtype, (void)n, (void)k;
+#ifdef ENGINE_AVX512
+#ifndef ENGINE_AVX512_BF16
+    if (dtype == 1) return 0;
+#endif
+    if (dtype == 0 || k % 2 == 0) return (n + PANEL - 1) / PANEL * PANEL * k;
+#endif
+    return 0;
+}
+
+// weight [n, k], its rows `stride` elements apart.
+extern "C" void pack_linear(int dtype, const void* weight, void* packed, int64_t n, int64_t k, int64_t stride,
+                            int threads) {
+    (void)dtype, (void)weight, (void)packed, (void)n, (void)k, (void)stride, (void)threads;
+#ifdef ENGINE_AVX512
+    if (dtype == 0) pack((const float*)weight, (float*)packed, n, k, stride, threads);
+#ifdef ENGINE_AVX512_BF16
+    if (dtype == 1) pack((const bf16*)weight, (bf16*)packed, n, k, stride, threads);
+#endif
+#endif
+}
+
+// x [rows, k], its rows `stride` elements apart, bias [n] or null -> out [rows, n], all of the weight's dtype.
+extern "C" void linear(int dtype, const void* x, const void* packed, const void* bias, void* out, int64_t rows,
+                       int64_t n, int64_t k, int64_t stride, int threads) {
+    (void)dtype, (void)x, (void)packed, (void)bias, (void)out, (void)rows, (void)n, (void)k, (void)stride,
+        (void)threads;
+#ifdef ENGINE_AVX512
+    if (dtype == 0)
+        linear((const float*)x, (const float*)packed, (const float*)bias, (float*)out, rows, n, k, stride, threads);
+#ifdef ENGINE_AVX512_BF16
+    if (dtype == 1)
+        linear((const bf16*)x, (const bf16*)packed, (const bf16*)bias, (bf16*)out, rows, n, k, stride, threads);
+#endif
+#endif
+}
