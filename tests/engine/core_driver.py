@@ -209,7 +209,6 @@ class CoreDriver:
         assert not core.outbox
         assert all(queue.idle for queue in core.table.queues)
         assert all(len(outcome.ends) == 1 for outcome in self.outcomes.values())
-        assert all(core.resources.shortage(request) is None for request in self.requests.values())
 
     def _compute(self, plan: StepPlan) -> StepResult:
         self._failing, self.fail_next = self.fail_next > 0, max(0, self.fail_next - 1)
