@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,16 +185,11 @@ def show(report: dict[str, Any]) -> None:
     for header, rows in (speed_table(report), memory_table(report)):
         table = Table()
         for i, title in enumerate(header):
-            table.add_column(title, justify="left" if i == 0 else "right", overflow="fold")
-        for row in _escaped(rows):
-            table.add_row(*row)
+            table.add_column(title, justify="left" if i == 0 else "right")
+        for row in rows:
+            # What stands in brackets goes on a line of its own, so that four columns fit a terminal.
+            table.add_row(*(cell.replace(" (", "\n(") for cell in row))
         console.print(table)
-
-
-def _escaped(rows: Iterable[list[str]]) -> Iterable[list[str]]:
-    from rich.markup import escape
-
-    return ([escape(cell) for cell in row] for row in rows)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def bench(args: argparse.Namespace, workload: str) -> dict[str, Any]:
         }
         words = [str(word) for pair in flags.items() for word in pair]
         subprocess.run(command + words, check=True, stdin=subprocess.DEVNULL, env=dict(os.environ))
-        return json.loads(file.read_text())
+        report: dict[str, Any] = json.loads(file.read_text())
+        return report
 
 
 if __name__ == "__main__":
