@@ -1,0 +1,149 @@
+"""With real threads: abort, finish, pause, result, shutdown and the death of a stage, in every order there is.
+
+Two requests run on two stages. One, "held", decodes but is left alone by the scheduler, so that it can be paused. The
+other, "busy", has a step at the valve, two tokens before its end: the first one let through is the ``result``, the second
+the ``finish``. Each event has happened before the next one is caused.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, wait
+from itertools import permutations
+
+import pytest
+
+from llm_engine import EngineDeadError, FinishReason, RequestOutput
+from llm_engine.core.request import RequestState
+from llm_engine.engine.engine import Engine
+from tests.engine.engines import SECONDS, Commanded, Valve, await_state, await_true, greedy, tokens_of, toy_llm
+from tests.toy_model_engine import expected_tokens
+
+pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+HELD, BUSY = [1, 2, 3], [4, 5, 6, 7]
+EVENTS = ("abort", "finish", "pause", "result", "shutdown", "death")
+
+
+class Scene:
+    def __init__(self, abort: str) -> None:
+        self.valve = Valve()
+        self.llm = toy_llm(
+            stages=2, on_forward=self.valve, scheduler="tests.engine.engines:Commanded", max_num_batched_tokens=16
+        )
+        self.engine: Engine = self.llm.engine
+        self.core = self.engine.state.core
+        assert isinstance(self.core.scheduler, Commanded)
+        self.scheduler = self.core.scheduler
+        self.aborted = abort
+        self.over = False
+        self.closing: threading.Thread | None = None
+        self.scheduler.held.add(0)
+        self.held = self.llm.submit(HELD, greedy(9))
+        self.valve.await_arrival(1)
+        self.busy = self.llm.submit(BUSY, greedy(3))
+        await_state(self.engine, lambda: len(self.core.in_flight) == 2)
+        self.valve.let_through()
+        self.valve.await_arrival(2)
+        self.valve.let_through()
+        self.valve.await_arrival(3)
+        assert self._state(0) is self._state(1) is RequestState.DECODING
+        assert not self.core.table.is_in_flight(self.core.table[0])
+
+    def _state(self, request_id: int) -> RequestState | None:
+        request = self.core.table.get(request_id)
+        return request.state if request is not None else None
+
+    def abort(self) -> None:
+        request_id, future = (0, self.held) if self.aborted == "held" else (1, self.busy)
+        future.cancel()
+        if not self.over:
+            await_state(self.engine, lambda: self._state(request_id) is None)
+
+    def pause(self) -> None:
+        """At once, or as soon as it is not in flight any more."""
+        with self.engine.state.changed:
+            self.scheduler.to_pause.add(0)
+            at_once = self._state(0) is not None and not self.core.table.is_in_flight(self.core.table[0])
+        self.engine.state.notify()
+        if at_once and not self.over:
+            await_state(self.engine, lambda: self.core.num_preemptions == 1)
+
+    def result(self) -> None:
+        """The step at the valve comes back."""
+        with self.engine.state.changed:
+            flights = list(self.core.in_flight)
+        if flights and not self.over:
+            self.valve.let_through()
+            await_state(self.engine, lambda: flights[0] not in self.core.in_flight)
+
+    finish = result
+
+    def shutdown(self) -> None:
+        self.over = True
+        self.closing = threading.Thread(target=self.llm.close)
+        self.closing.start()
+        await_true(lambda: self.engine.state.stopping)
+
+    def death(self) -> None:
+        self.valve.kill()
+        with self.engine.state.changed:
+            kills = bool(self.core.in_flight) and not self.over
+        if kills:
+            self.over = True
+            await_true(lambda: self.engine.state.dead is not None)
+
+    def end(self) -> None:
+        """Let everything go, and see that everybody was told the right thing."""
+        with self.engine.state.changed:
+            self.scheduler.held.clear()
+        self.engine.state.notify()
+        self.valve.open()
+        self._check(self.held, HELD, 9)
+        self._check(self.busy, BUSY, 3)
+        if self.engine.is_ready:
+            await_state(self.engine, lambda: self.core.is_idle)
+            assert self.core.kv.usage == 0.0
+            self.core.check_integrity()
+        self.llm.close()
+        if self.closing is not None:
+            self.closing.join(SECONDS)
+            assert not self.closing.is_alive()
+
+    def _check(self, future: Future[RequestOutput], prompt: list[int], count: int) -> None:
+        assert wait([future], SECONDS).done, "nobody was told"
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            assert isinstance(error, EngineDeadError), error
+            assert self.engine.state.over
+            return
+        output = future.result()
+        assert output.outputs[0].finish_reason is FinishReason.LENGTH
+        assert tokens_of(output) == expected_tokens(prompt, count)
+
+
+def play(order: tuple[str, ...], abort: str = "busy") -> None:
+    scene = Scene(abort)
+    try:
+        for event in order:
+            getattr(scene, event)()
+        scene.end()
+    finally:
+        scene.valve.open()
+        scene.llm.close()
+
+
+@pytest.mark.parametrize("first", EVENTS)
+@pytest.mark.parametrize("second", EVENTS)
+def test_every_order_of_all_six(first: str, second: str) -> None:
+    for order in permutations(EVENTS):
+        if order[:2] == (first, second):
+            play(order)
+
+
+@pytest.mark.parametrize("order", list(permutations(("abort", "pause", "result", "finish"))))
+def test_every_order_where_the_one_that_is_paused_is_aborted(order: tuple[str, ...]) -> None:
+    for _ in range(5):
+        play(order, abort="held")
