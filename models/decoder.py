@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..native.memory import prefer_large_pages
 from .layers import DecoderLayer
 from .ops import Step, TorchOps
 from .rope import RopeTable
@@ -94,5 +95,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         return torch.zeros(shape, dtype=dtype, device=device)
     count = torch.Size(shape).numel() * dtype.itemsize
     memory = np.zeros(count + _ALIGNMENT, np.uint8)
+    prefer_large_pages(memory.ctypes.data, memory.nbytes)
     start = -memory.ctypes.data % _ALIGNMENT
     return torch.from_numpy(memory[start : start + count]).view(dtype).view(shape)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..native import kernels
+from ..native.memory import prefer_large_pages
 from .attention.paged import has_amx
 from .ops import Linear, Step, TorchOps
 from .rope import RopeTable
@@ -33,6 +34,7 @@ class NativeLinear:
         self.kernel = _kernel("linear")
         size = kernels.packed_linear_size(self.dtype, self.outputs, self.inputs)
         self.packed = torch.empty(size, dtype=weight.dtype)
+        prefer_large_pages(self.packed.data_ptr(), self.packed.nbytes)
         assert weight.stride(1) == 1
         assert bias is None or (bias.dtype == weight.dtype and bias.is_contiguous())
         threads = torch.get_num_threads()
