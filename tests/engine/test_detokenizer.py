@@ -1,0 +1,139 @@
+"""Text as its tokens arrive, with the bundled model's tokenizer: stop strings, held-back text, characters in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llm_engine
+from llm_engine.engine.detokenizer import Detokenizer
+from llm_engine.engine.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer(str(Path(llm_engine.__file__).parent / "models" / "demo_model"))
+TEXTS = ["Hello wörld 🙂 12+34", "Once upon a time there was a fox.", "naïve café — 你好 🙂🙂", "  two  spaces\n\nand lines "]
+END = TOKENIZER.encode("<|im_end|>")[0]
+
+
+def feed(detokenizer: Detokenizer, ids: list[int]) -> tuple[list[str], int]:
+    """What is released after each token, and how many tokens were used."""
+    released, used = [], 0
+    for token in ids:
+        used += detokenizer.add([token])
+        released.append(detokenizer.release())
+        if detokenizer.stop_found is not None:
+            break
+    return released, used
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_pieces_are_the_text(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    detokenizer = Detokenizer(TOKENIZER)
+    released, used = feed(detokenizer, ids)
+    detokenizer.finish()
+    released.append(detokenizer.release())
+    assert "".join(released) == text == TOKENIZER.decode(ids) == detokenizer.text
+    assert used == len(ids)
+
+
+def test_a_character_in_pieces_waits_for_its_last() -> None:
+    ids = TOKENIZER.encode("🙂")
+    assert len(ids) > 1, "else this shows nothing"
+    released, _ = feed(Detokenizer(TOKENIZER), ids)
+    assert released == [""] * (len(ids) - 1) + ["🙂"]
+
+
+def test_a_character_that_is_never_finished_is_shown_at_the_end_as_the_tokenizer_shows_it() -> None:
+    ids = TOKENIZER.encode("a🙂")[:-1]
+    detokenizer = Detokenizer(TOKENIZER)
+    released, _ = feed(detokenizer, ids)
+    assert "".join(released) == "a"
+    detokenizer.finish()
+    assert detokenizer.release() == TOKENIZER.decode(ids)[1:]
+    assert detokenizer.text == TOKENIZER.decode(ids)
+
+
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("Once upon a time", ("on a",), "Once up"),
+        ("Once upon a time", ("O",), ""),
+        ("Once upon a time", ("time",), "Once upon a "),
+        ("Once upon a time", ("zzz", "upon"), "Once "),
+        ("Once upon a time", ("pon a t", "on a"), "Once up"),
+        ("abcabd", ("abd",), "abc"),
+        ("aaab", ("aab",), "a"),
+        ("wörld 🙂 end", ("🙂",), "wörld "),
+    ],
+)  # fmt: skip
+def test_a_stop_string_ends_the_text_wherever_the_tokens_begin(
+    text: str, stop: tuple[str, ...], expected: str, include: bool
+) -> None:
+    ids = TOKENIZER.encode(text)
+    detokenizer = Detokenizer(TOKENIZER, stop=stop, include_stop=include)
+    released, used = feed(detokenizer, ids)
+    assert detokenizer.stop_found is not None
+    whole = expected + (detokenizer.stop_found if include else "")
+    assert detokenizer.text == whole == "".join(released)
+    assert detokenizer.stop_found not in TOKENIZER.decode(ids[: used - 1]), "the token that completed it is the last"
+    assert detokenizer.stop_found in TOKENIZER.decode(ids[:used])
+
+
+def test_of_two_stop_strings_the_one_complete_first_counts() -> None:
+    detokenizer = Detokenizer(TOKENIZER, stop=("upon a time", "upon"))
+    feed(detokenizer, TOKENIZER.encode("Once upon a time"))
+    assert (detokenizer.stop_found, detokenizer.text) == ("upon", "Once ")
+
+
+def test_text_is_held_back_while_it_may_begin_a_stop_string() -> None:
+    ids = TOKENIZER.encode("Once upon a time there was")
+    detokenizer = Detokenizer(TOKENIZER, stop=("THE END",))
+    released, _ = feed(detokenizer, ids)
+    shown = "".join(released)
+    assert shown == "Once upon a time there was"[: -len("HE END")]
+    detokenizer.finish()
+    assert shown + detokenizer.release() == "Once upon a time there was"
+
+
+def test_special_tokens_are_skipped_or_shown() -> None:
+    ids = [*TOKENIZER.encode("yes"), END, *TOKENIZER.encode(" no")]
+    for skip, text in ((True, "yes no"), (False, "yes<|im_end|> no")):
+        detokenizer = Detokenizer(TOKENIZER, skip_special=skip)
+        feed(detokenizer, ids)
+        detokenizer.finish()
+        assert detokenizer.text == text
+
+
+def test_a_stop_string_may_be_a_special_token_where_these_are_shown() -> None:
+    ids = [*TOKENIZER.encode("yes"), END, *TOKENIZER.encode(" no")]
+    shown = Detokenizer(TOKENIZER, stop=("<|im_end|>",), skip_special=False)
+    feed(shown, ids)
+    assert shown.text == "yes"
+    hidden = Detokenizer(TOKENIZER, stop=("<|im_end|>",))
+    feed(hidden, ids)
+    assert hidden.stop_found is None
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(0, TOKENIZER.backend.get_vocab_size() - 1), max_size=40),
+    st.lists(st.text("abeot n🙂", min_size=1, max_size=4), max_size=3),
+    st.booleans(),
+)
+def test_any_tokens_in_any_portions(ids: list[int], stop: list[str], include: bool) -> None:
+    """One by one or all at once: the same text, and never more released than stays."""
+    one, whole = (Detokenizer(TOKENIZER, stop=stop, include_stop=include) for _ in range(2))
+    released, used = feed(one, ids)
+    used_at_once = whole.add(ids)
+    for detokenizer in (one, whole):
+        detokenizer.finish()
+    released.append(one.release())
+    assert "".join(released) == one.text == whole.text == whole.release()
+    assert (used, one.stop_found) == (used_at_once, whole.stop_found)
+    assert TOKENIZER.decode(ids).startswith(one.text) or "�" in TOKENIZER.decode(ids)
+    if one.stop_found is None:
+        assert not any(word in one.text for word in stop)
