@@ -41,6 +41,8 @@ $(VENV)/.run: $(PINS) | $(VENV)/.python
 	@echo "==> installing llm-engine (torch is large: minutes the first time)"
 	@$(PIP) torch
 	@$(PIP) -e .
+	@echo "==> compiling the CPU kernels"
+	@$(BIN)/python -m llm_engine.native
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
