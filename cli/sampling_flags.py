@@ -34,7 +34,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
             default=argparse.SUPPRESS,
             help=text,
         )
-    group.add_argument("--stop", dest="sampling_stop", nargs="+", default=argparse.SUPPRESS, help="texts that end it")
+    group.add_argument(
+        "--stop", dest="sampling_stop", nargs="+", metavar="TEXT", default=argparse.SUPPRESS, help="texts that end it"
+    )
     group.add_argument(
         "--ignore-eos",
         dest="sampling_ignore_eos",
@@ -43,7 +45,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help="go on after the end of sequence",
     )
     if parser.prog.endswith("generate"):
-        group.add_argument("--n", dest="sampling_n", type=int, default=argparse.SUPPRESS, help="answers per prompt")
+        group.add_argument(
+            "--n", dest="sampling_n", type=int, metavar="INT", default=argparse.SUPPRESS, help="answers per prompt"
+        )
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -62,5 +66,6 @@ def make_params(model_defaults: dict[str, Any], *given: dict[str, Any]) -> Sampl
         merged |= fields
     for name, value in merged.items():
         if name not in SAMPLING_FIELDS:
-            raise InvalidParamsError(name, value, "a sampling field " + (nearest(name, SAMPLING_FIELDS) or ""))
+            hint = nearest(name, SAMPLING_FIELDS)
+            raise InvalidParamsError(name, value, "a sampling field" + (f"; {hint}" if hint else ""))
     return SamplingParams(**merged)

@@ -96,7 +96,9 @@ class ParallelConfig:
 
     pipeline_parallel_size: int = option(1, "stages the layers are split into")
     executor: str = option("auto", "who runs the stages: inproc (a thread each), or package.module:Class")
-    cpu_threads: int | None = option(None, "threads each stage computes with on the CPU; cores / stages when absent")
+    cpu_threads: int | None = option(
+        None, "threads each stage computes with on the CPU; when absent torch's choice for one stage, else cores / stages"
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "pipeline_parallel_size", "cpu_threads")

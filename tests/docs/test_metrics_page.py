@@ -73,4 +73,4 @@ def test_what_the_page_says_of_rejections_and_choices() -> None:
         assert value("llm_engine_requests_finished_total", reason="length") == 3
         assert value("llm_engine_prompt_tokens_total") == 3
         registry = llm.registry
-    assert list(family for family in registry.collect() if family.samples) == []
+    assert [family for family in registry.collect() if family.samples] == []
