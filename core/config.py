@@ -97,7 +97,7 @@ class ParallelConfig:
     pipeline_parallel_size: int = option(1, "stages the layers are split into")
     executor: str = option("auto", "who runs the stages: inproc (a thread each), or package.module:Class")
     cpu_threads: int | None = option(
-        None, "threads each stage computes with on the CPU; when absent torch's choice for one stage, else cores / stages"
+        None, "threads each stage computes with on the CPU; torch's choice, or cores / stages, when absent"
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Fill the memory; when it runs short, pause the youngest.
 
 The rule of TensorRT-LLM's MAX_UTILIZATION and of vLLM's scheduler: admission looks at what a request needs now, not at
-what it may grow to, and a shortage is met by pausing the resident that started last - possibly the one that asks.
+what it may grow to, and a shortage is met by pausing the resident that arrived last - possibly the one that asks.
 A paused request gives all its blocks back and is recomputed later from its known tokens.
 """
 

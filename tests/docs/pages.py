@@ -52,9 +52,9 @@ def blocks_of(name: str, language: str) -> list[Block]:
 
 
 def run_python(block: Block, names: dict[str, object], text: str | None = None) -> None:
-    """Run a block's text, or ``text`` in its place, as if it stood alone in a file; a traceback shows the page's line."""
+    """Run a block's text, or ``text`` in its place; a traceback shows the page's line."""
     padded = "\n" * (block.line - 1) + (block.text if text is None else text)
-    exec(compile(padded, str(block.page), "exec"), names)  # noqa: S102
+    exec(compile(padded, str(block.page), "exec"), names)
 
 
 def assert_printed(block: Block, printed: str) -> None:
