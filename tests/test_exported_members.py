@@ -34,7 +34,11 @@ def test_every_name_can_be_imported_and_knows_its_home(name: str) -> None:
 
 
 def test_nothing_else_public_lies_about() -> None:
-    public = {name for name, value in vars(llm_engine).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
+    public = {
+        name
+        for name, value in vars(llm_engine).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
     assert public - {"annotations", "TYPE_CHECKING", "Any"} <= set(llm_engine.__all__)
 
 

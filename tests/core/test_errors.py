@@ -14,9 +14,15 @@ def test_one_root_for_all(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("child", "parent"),
-    [("InvalidParamsError", "RequestError"), ("PromptTooLongError", "InvalidParamsError"), ("QueueFullError", "CapacityError"),
-     ("ModelNotFoundError", "RequestError"), ("RequestAbortedError", "RequestError"), ("RequestFailedError", "RequestError")],
-)  # fmt: skip
+    [
+        ("InvalidParamsError", "RequestError"),
+        ("PromptTooLongError", "InvalidParamsError"),
+        ("QueueFullError", "CapacityError"),
+        ("ModelNotFoundError", "RequestError"),
+        ("RequestAbortedError", "RequestError"),
+        ("RequestFailedError", "RequestError"),
+    ],
+)
 def test_kinds_of_errors(child: str, parent: str) -> None:
     assert issubclass(getattr(errors, child), getattr(errors, parent))
 

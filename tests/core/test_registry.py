@@ -43,13 +43,16 @@ def test_a_name_is_loaded_when_asked_for(colours: Registry[Any]) -> None:
 
 
 def test_an_unknown_name_lists_what_exists_and_guesses(colours: Registry[Any]) -> None:
-    with pytest.raises(ConfigError, match=r"colour is 'gren'; allowed: red, green, broken, violet, or .*did you mean 'green'"):
+    listed = r"colour is 'gren'; allowed: red, green, broken, violet, or .*did you mean 'green'"
+    with pytest.raises(ConfigError, match=listed):
         colours.get("gren")
     with pytest.raises(ConfigError, match="paint is 'x'"):
         colours.get("x", "paint")
 
 
-@pytest.mark.parametrize("target", ["broken", "no_such_module_at_all:X", "collections:NoSuch", ":X", "collections:", "a b:c"])
+@pytest.mark.parametrize(
+    "target", ["broken", "no_such_module_at_all:X", "collections:NoSuch", ":X", "collections:", "a b:c"]
+)
 def test_a_target_that_cannot_be_imported_is_a_setting_at_fault(colours: Registry[Any], target: str) -> None:
     with pytest.raises(ConfigError, match="can be imported"):
         colours.get(target)

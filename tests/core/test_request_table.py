@@ -14,9 +14,12 @@ from llm_engine.core.request_table import RequestTable
 from llm_engine.core.sampling_params import SamplingParams
 
 
-def decoding(table: RequestTable, number: int, num_tokens: int, limit: int, queue: int, stops: tuple[int, ...] = ()) -> Request:
+def decoding(
+    table: RequestTable, number: int, num_tokens: int, limit: int, queue: int, stops: tuple[int, ...] = ()
+) -> Request:
     """A request whose known tokens but the last are computed, put in a queue."""
-    request = Request(RequestId(number), str(number), list(range(num_tokens)), SamplingParams(), limit, 0.0, frozenset(stops))
+    prompt = list(range(num_tokens))
+    request = Request(RequestId(number), str(number), prompt, SamplingParams(), limit, 0.0, frozenset(stops))
     table.add(request)
     request.slot = number
     table.start_prefill(request)
@@ -57,7 +60,8 @@ class Model:
 
     def push(self, stalls: list[bool]) -> None:
         """Push every row that does not stall, take in a token for each, and take the finished ones out."""
-        chosen = [i for i, stall in zip(self.queue.ids, stalls * 20, strict=False) if not stall] if stalls else list(self.queue.ids)
+        stalls = (stalls or [False]) * len(self.queue)
+        chosen = [i for i, stall in zip(self.queue.ids, stalls, strict=False) if not stall]
         stalled = [i for i in self.queue.ids if i not in chosen]
         self.queue.advance(stalled)
         for request_id in chosen:

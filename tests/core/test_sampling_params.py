@@ -22,7 +22,7 @@ BAD: dict[str, list[Any]] = {
     "repetition_penalty": [0, -1, 101, NAN, INF],
     "presence_penalty": [-2.1, 2.1, NAN, "0"],
     "frequency_penalty": [-2.1, 2.1, NAN, None],
-    "logit_bias": [[1], "x", {"a": 1}, {1: 101}, {1: NAN}, {1: "2"}, {1: True}, {-1: 0}, {1.5: 0}, {True: 0}, {None: 0}],
+    "logit_bias": [[1], "x", {"a": 1}, {1: 101}, {1: NAN}, {1: "2"}, {1: True}, {-1: 0}, {1.5: 0}, {True: 0}],
     "allowed_token_ids": [5, "5", [-1], ["a"], [True], [1.0], {1: 2}],
     "bad_words": [5, [""], "", [1], b"x"],
     "stop": [5, [""], "", [1], [None], b"x"],

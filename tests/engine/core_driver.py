@@ -1,4 +1,4 @@
-"""Drives an ``EngineCore`` by hand, with stages that compute inline: no thread, no clock, results as late as one likes."""
+"""Drives an ``EngineCore`` by hand, with stages that compute inline: no thread, no clock, results as late as wanted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Outcome:
 
 
 class CoreDriver:
-    """``schedule`` pushes and computes a plan, ``retire`` brings back the oldest result. Everything is checked always."""
+    """``schedule`` pushes and computes a plan, ``retire`` brings back the oldest result; the books are checked."""
 
     def __init__(
         self,
@@ -94,9 +94,8 @@ class CoreDriver:
         scheduler: Scheduler | None = None,
     ) -> None:
         self.window = window
-        self.limits = Limits(
-            max_num_seqs, max_micro_batch_seqs or max_num_seqs, max_num_batched_tokens, chunk_unit or block_size, threshold
-        )
+        rows, unit = max_micro_batch_seqs or max_num_seqs, chunk_unit or block_size
+        self.limits = Limits(max_num_seqs, rows, max_num_batched_tokens, unit, threshold)
         self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=caching, sliding_window=window)
         managers = ResourceManager(resources)
         self.core = EngineCore(
@@ -135,7 +134,9 @@ class CoreDriver:
         salt: str | None = None,
     ) -> int:
         request_id = len(self.requests)
-        hashes = hash_blocks(prompt, self.kv.block_size, extra=extra_key(None, salt)) if self.kv.enable_prefix_caching else []
+        hashes = []
+        if self.kv.enable_prefix_caching:
+            hashes = hash_blocks(prompt, self.kv.block_size, extra=extra_key(None, salt))
         request = Request(
             RequestId(request_id), f"r{request_id}", list(prompt), params, len(prompt) + max_tokens, self.now,
             stop_ids=frozenset(stop_ids), block_hashes=hashes, cache_salt=salt,

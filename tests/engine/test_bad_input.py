@@ -16,7 +16,10 @@ from tests.toy_model_engine import ToyModelEngine, expected_tokens
 def llm() -> Iterator[LLM]:
     """64 positions of context; the cache holds 40 tokens, so that it is what a long request exceeds."""
     with LLM(
-        model_engine=lambda stage: ToyModelEngine(max_model_len=64), num_kv_blocks=11, block_size=4, max_num_batched_tokens=16
+        model_engine=lambda stage: ToyModelEngine(max_model_len=64),
+        num_kv_blocks=11,
+        block_size=4,
+        max_num_batched_tokens=16,
     ) as made:
         yield made
 
@@ -109,7 +112,8 @@ def test_bad_parameters_never_reach_the_engine(bad: dict[str, Any], field: str) 
 
 @pytest.mark.parametrize("door", ["stream", "submit"])
 @pytest.mark.parametrize(
-    "bad", [{"priority": "high"}, {"priority": True}, {"cache_salt": 5}, {"tenant": 5}, {"request_id": 5}, {"adapter_id": []}]
+    "bad",
+    [{"priority": "high"}, {"priority": True}, {"cache_salt": 5}, {"tenant": 5}, {"request_id": 5}, {"adapter_id": []}],
 )
 def test_what_goes_with_a_request(llm: LLM, door: str, bad: dict[str, Any]) -> None:
     (field,) = bad

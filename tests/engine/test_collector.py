@@ -30,7 +30,11 @@ class Case:
         ]
         self.aborted: list[tuple[list[int], FinishReason]] = []
         self.collector = RequestCollector(
-            self.requests, "prompt", tokenizer, lambda ids, reason: self.aborted.append((ids, reason)), streaming=streaming
+            self.requests,
+            "prompt",
+            tokenizer,
+            lambda ids, reason: self.aborted.append((ids, reason)),
+            streaming=streaming,
         )
 
     def feed(self, ids: list[int], choice: int = 0, **more: Any) -> RequestOutput | None:
@@ -41,7 +45,9 @@ class Case:
     def feed_each(self, ids: list[int], choice: int = 0) -> list[RequestOutput]:
         return [part for i in ids if (part := self.feed([i], choice)) is not None]
 
-    def end(self, reason: FinishReason, ids: list[int] | None = None, choice: int = 0, **more: Any) -> RequestOutput | None:
+    def end(
+        self, reason: FinishReason, ids: list[int] | None = None, choice: int = 0, **more: Any
+    ) -> RequestOutput | None:
         return self.feed(ids or [], choice, finish_reason=reason, **more)
 
 
@@ -98,12 +104,18 @@ def test_a_stop_string_in_the_very_last_token_needs_no_abort() -> None:
     case.feed_each(IDS[:-1])
     case.end(FinishReason.LENGTH, IDS[-1:])
     (output,) = case.collector.result().outputs
-    assert (output.text, output.finish_reason, output.stop_reason) == ("Once upon a time there was a ", FinishReason.STOP, "fox.")
+    assert (output.text, output.finish_reason, output.stop_reason) == (
+        "Once upon a time there was a ",
+        FinishReason.STOP,
+        "fox.",
+    )
     assert case.aborted == []
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-@pytest.mark.parametrize(("more", "shown"), [({}, ""), ({"include_stop_str_in_output": True, "skip_special_tokens": False}, "<|im_end|>")])
+@pytest.mark.parametrize(
+    ("more", "shown"), [({}, ""), ({"include_stop_str_in_output": True, "skip_special_tokens": False}, "<|im_end|>")]
+)
 def test_a_stop_token_is_told_but_its_text_is_hidden(streaming: bool, more: dict[str, Any], shown: str) -> None:
     case = Case(streaming=streaming, **more)
     parts = case.feed_each(IDS)
@@ -171,8 +183,10 @@ def test_several_choices_run_side_by_side_and_end_each_by_itself() -> None:
     case.end(FinishReason.ABORT, choice=2)
     outputs = case.collector.result().outputs
     assert [(o.index, o.text, o.finish_reason) for o in outputs] == [
-        (0, TOKENIZER.decode(IDS[:1]), FinishReason.LENGTH), (1, "Once ", FinishReason.STOP), (2, "abc", FinishReason.ABORT)
-    ]  # fmt: skip
+        (0, TOKENIZER.decode(IDS[:1]), FinishReason.LENGTH),
+        (1, "Once ", FinishReason.STOP),
+        (2, "abc", FinishReason.ABORT),
+    ]
 
 
 def test_cancelling_ends_what_still_runs() -> None:

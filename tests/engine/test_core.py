@@ -14,8 +14,8 @@ from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import StepPlan, StepResult
 from llm_engine.kvcache.resources import BaseResourceManager
 from llm_engine.schedulers.base import Scheduler
-from llm_engine.schedulers.limits import Limits
 from llm_engine.schedulers.capacities.max_utilization import MaxUtilization
+from llm_engine.schedulers.limits import Limits
 from llm_engine.schedulers.micro_batches.greedy import GreedyMicroBatch
 from llm_engine.schedulers.orderings.fcfs import FcfsOrdering
 from tests.engine.core_driver import CoreDriver
@@ -108,7 +108,9 @@ def test_a_resumed_request_finds_what_it_had_computed() -> None:
 # -- ends
 
 
-@pytest.mark.parametrize("moment", ["waiting", "prefill in flight", "between chunks", "decode in flight", "decoding", "paused"])
+@pytest.mark.parametrize(
+    "moment", ["waiting", "prefill in flight", "between chunks", "decode in flight", "decoding", "paused"]
+)
 def test_an_abort_at_any_time_ends_it_once_and_frees_everything(moment: str) -> None:
     driver = CoreDriver(max_num_batched_tokens=4)
     request = driver.requests[driver.add(PROMPT, 8)]
@@ -352,7 +354,9 @@ def boom(*_: object) -> None:
 def test_a_scheduler_that_raises_is_named() -> None:
     driver = own_driver(schedule=boom)
     driver.add([1], 2)
-    with pytest.raises(SchedulerError, match=r"scheduler under-test raised ZeroDivisionError\('my mistake'\)") as caught:
+    with pytest.raises(
+        SchedulerError, match=r"scheduler under-test raised ZeroDivisionError\('my mistake'\)"
+    ) as caught:
         driver.schedule()
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     driver.check()
@@ -411,7 +415,8 @@ def test_who_asks_for_more_than_is_left_behind_the_hit_gets_what_is_left() -> No
     driver = own_driver()
     driver.add(PROMPT, 1)
     driver.run()
-    driver.core.scheduler.schedule = lambda *_: StepPlan(queue=0, chunk_ids=[1], chunk_tokens=[9])  # type: ignore[method-assign]
+    greedy_plan = StepPlan(queue=0, chunk_ids=[1], chunk_tokens=[9])
+    driver.core.scheduler.schedule = lambda *_: greedy_plan  # type: ignore[method-assign]
     driver.add(PROMPT, 1)
     plan = driver.schedule()
     assert plan is not None

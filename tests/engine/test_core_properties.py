@@ -153,7 +153,7 @@ def test_any_life_under_a_users_resource_ends_right(shape: dict[str, Any], place
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(shapes, st.lists(st.tuples(prompts, st.integers(1, 10)), min_size=2, max_size=8))
-def test_a_tight_pool_preempts_and_everybody_still_gets_the_right_tokens(shape: dict[str, Any], asked: list[Any]) -> None:
+def test_everybody_gets_the_right_tokens_from_a_tight_pool(shape: dict[str, Any], asked: list[Any]) -> None:
     """The pool holds the largest request alone and no more, so the others must take turns."""
     shape = {**shape, "max_num_batched_tokens": max(shape["max_num_batched_tokens"], 2)}
     size = shape["block_size"]

@@ -13,7 +13,12 @@ from llm_engine.engine.detokenizer import Detokenizer
 from llm_engine.engine.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(str(Path(llm_engine.__file__).parent / "models" / "demo_model"))
-TEXTS = ["Hello wörld 🙂 12+34", "Once upon a time there was a fox.", "naïve café — 你好 🙂🙂", "  two  spaces\n\nand lines "]
+TEXTS = [
+    "Hello wörld 🙂 12+34",
+    "Once upon a time there was a fox.",
+    "naïve café — 你好 🙂🙂",
+    "  two  spaces\n\nand lines ",
+]
 END = TOKENIZER.encode("<|im_end|>")[0]
 
 

@@ -1,8 +1,8 @@
 """With real threads: abort, finish, pause, result, shutdown and the death of a stage, in every order there is.
 
 Two requests run on two stages. One, "held", decodes but is left alone by the scheduler, so that it can be paused. The
-other, "busy", has a step at the valve, two tokens before its end: the first one let through is the ``result``, the second
-the ``finish``. Each event has happened before the next one is caused.
+other, "busy", has a step at the valve, two tokens before its end: the first one let through is the ``result``, the
+second the ``finish``. Each event has happened before the next one is caused.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tests.schedulers.books import Books
 
 
 def books() -> Books:
-    """Queue 0: decodes 0, 1 idle; queue 1: decode 2 in flight; 3 prefills 4 of 10; 4 prefills, all in flight; 5, 6 wait."""
+    """Decodes: 0, 1 in queue 0, idle; 2 in queue 1, in flight. 3 has computed 4 of 10; 4 all, in flight; 5, 6 wait."""
     made = Books(num_queues=2, max_num_seqs=6, max_micro_batch_seqs=3, max_num_batched_tokens=8, threshold=6)
     made.decoding(6, queue=0)
     made.decoding(6, queue=0)

@@ -1,5 +1,4 @@
-"""With real threads: many callers at once, callbacks, cancellation, the death of each thread, and the silence of an idle
-engine."""
+"""With real threads: many callers, callbacks, cancellation, the death of each thread, the silence of an idle engine."""
 
 from __future__ import annotations
 
@@ -91,7 +90,7 @@ def test_64_threads_get_what_a_serial_run_gives(stages: int) -> None:
             try:
                 for turn in range(3):
                     ways[(number + turn) % 4](number * 3 + turn)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - told below
                 problems.append(f"{number}: {error!r}")
 
         callers = [threading.Thread(target=call, args=(number,)) for number in range(64)]
@@ -113,10 +112,16 @@ def test_many_engines_in_one_process_share_a_registry() -> None:
     assert not wait(futures, SECONDS).not_done
     for index, llm in enumerate(engines):
         labels = {"model_name": "custom", "engine": f"number-{index}", "reason": "length"}
-        await_true(lambda labels=labels, n=index + 1: registry.get_sample_value("llm_engine_requests_finished_total", labels) == n)
+        await_true(
+            lambda labels=labels, n=index + 1: (
+                registry.get_sample_value("llm_engine_requests_finished_total", labels) == n
+            )
+        )
         assert llm.registry is registry
     engines[0].close()
-    assert tokens_of(engines[1].generate([prompt_of(1)], greedy(3), use_tqdm=False)[0]) == expected_tokens(prompt_of(1), 3)
+    assert tokens_of(engines[1].generate([prompt_of(1)], greedy(3), use_tqdm=False)[0]) == expected_tokens(
+        prompt_of(1), 3
+    )
     for llm in engines:
         llm.close()
     gone = {"model_name": "custom", "engine": "number-0", "reason": "length"}
@@ -187,7 +192,9 @@ def test_cancelling_a_future_ends_the_request_and_wakes_who_waits_for_it() -> No
             valve.await_arrival(1)
             assert future.cancel()
             assert wait([future], SECONDS).done == {future}
-            await_state(llm.engine, lambda llm=llm: llm.engine.state.core.num_waiting + len(llm.engine.state.core.table) == 0)
+            await_state(
+                llm.engine, lambda llm=llm: llm.engine.state.core.num_waiting + len(llm.engine.state.core.table) == 0
+            )
             assert llm.engine.kv.usage == 0.0
             valve.open()
 
@@ -231,7 +238,6 @@ def test_a_dropped_stream_frees_its_blocks_within_a_step() -> None:
             valve.await_arrival(2)
             assert llm.engine.kv.usage > 0
             del stream
-            gc.collect()
             await_state(llm.engine, lambda llm=llm: llm.engine.kv.usage == 0.0)
             valve.open()
 
@@ -251,11 +257,12 @@ def test_a_stream_may_be_looked_at_with_a_time_out() -> None:
         assert not stream.finished
         valve.open()
         parts = []
+        while not stream.finished or len(parts) < 2:
+            part = stream.next_delta(SECONDS)
+            assert part is not None
+            parts += tokens_of(part)
         with pytest.raises(StopIteration):
-            while True:
-                part = stream.next_delta(SECONDS)
-                assert part is not None
-                parts += tokens_of(part)
+            stream.next_delta(SECONDS)
         assert parts == expected_tokens([1, 2], 2) == tokens_of(stream.result())
 
 
@@ -273,7 +280,7 @@ def ask_in_every_way(llm: Any) -> list[Future[Any]]:
         def run() -> None:
             try:
                 outcome.set_result(way())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - told by the future
                 outcome.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()
@@ -406,7 +413,7 @@ def test_a_start_that_fails_raises_and_leaves_nothing() -> None:
 
 
 def test_a_forgotten_engine_ends_its_threads() -> None:
-    for _ in range(5):
+    for _ in range(3):
         llm = toy_llm(stages=2)
         llm.submit([1, 2], greedy(3)).result(SECONDS)  # starts the delivery thread too
         engine, name = weakref.ref(llm.engine), llm.engine.name
