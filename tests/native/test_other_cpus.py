@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from llm_engine.models.attention import paged
+from llm_engine.models.native_ops import NativeLinear, NativeOps
+from llm_engine.models.ops import TorchOps
 from llm_engine.native import build, kernels
 
 LEVELS = {"AVX-512": ("x86-64-v4", "avx512bw"), "AVX2": ("haswell", "fma"), "plain": ("x86-64", "sse2")}
@@ -16,13 +18,15 @@ LEVELS = {"AVX-512": ("x86-64-v4", "avx512bw"), "AVX2": ("haswell", "fma"), "pla
 
 @pytest.fixture(scope="module", params=LEVELS)
 def library(request, tmp_path_factory):
-    march, flag = LEVELS[request.param]
+    march, needed = LEVELS[request.param]
     compiler = build.find_compiler()
     if compiler is None or platform.machine() != "x86_64":
         pytest.skip("needs g++ on x86-64")
-    if flag not in build._cpu():
+    if needed not in build._cpu():
         pytest.skip(f"this CPU lacks {request.param}")
-    flags = tuple(f"-march={march}" if item.startswith("-march") else item for item in build.FLAGS)
+    # Barely optimised: it is the code for each CPU that is tested, and compiling is most of the time here.
+    swap = {"-march=native": f"-march={march}", "-O3": "-O1"}
+    flags = tuple(swap.get(flag, flag) for flag in build.FLAGS)
     return ctypes.CDLL(str(build.compiled(compiler, tmp_path_factory.mktemp("kernels"), flags)))
 
 
@@ -60,3 +64,26 @@ def test_attention(dtype, head_dim, soft_cap):
     expected = paged.paged_attention(*wide, geometry, scale=0.2, window=70, soft_cap=soft_cap)
     tolerance = 2e-6 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_elementwise(dtype):
+    x = torch.randn(3, 2 * 100, generator=torch.Generator().manual_seed(1)).to(dtype)
+    tolerance = 2e-6 if dtype == torch.float32 else 2**-7
+    for activation in ("silu", "gelu_tanh"):
+        expected = TorchOps().gated(x.double(), activation)
+        got = NativeOps().gated(x, activation).double()
+        torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+    weight = torch.linspace(0.5, 2, 200)
+    expected = TorchOps().rms_norm(x, weight, 1e-6)
+    torch.testing.assert_close(NativeOps().rms_norm(x, weight, 1e-6), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_linear():
+    weight = torch.randn(160, 200, generator=torch.Generator().manual_seed(2))
+    assert not NativeLinear.supports(weight.bfloat16()), "built without AVX512_BF16"
+    if not NativeLinear.supports(weight):
+        return  # left to torch
+    x = torch.randn(17, 200, generator=torch.Generator().manual_seed(3)) / 14
+    expected = torch.nn.functional.linear(x.double(), weight.double())
+    torch.testing.assert_close(NativeLinear(weight, None)(x).double(), expected, atol=2e-6, rtol=2e-6)
