@@ -108,6 +108,7 @@ class TorchModelEngine:
         self._block_size = block_size
         with torch.inference_mode():
             self._decoder.allocate(num_blocks * block_size, self._dtype, self._device)
+        self._warm_up(self._decoder)
 
     @torch.inference_mode()
     def forward(self, batch: StageBatch, hidden: Any) -> torch.Tensor:
@@ -127,6 +128,24 @@ class TorchModelEngine:
         self._block_size = 0
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _warm_up(self, decoder: Decoder) -> None:
+        """One token through every layer, into the null block: late imports, kernels that compile at their first call
+        and libraries that set themselves up do so now, not in somebody's first answer."""
+        zero = np.zeros(1, np.int64)
+        batch = StageBatch(
+            num_decodes=1,
+            token_ids=zero,
+            positions=zero,
+            query_starts=np.array([0, 1], np.int32),
+            kv_lens=np.ones(1, np.int32),
+            block_tables=np.zeros((1, 1), np.int32),
+            slot_mapping=zero,
+            logit_rows=zero,
+        )
+        shape = (1, decoder.spec.hidden_size)
+        is_first = decoder.stage.is_first
+        self.forward(batch, None if is_first else torch.zeros(shape, dtype=self._dtype, device=self._device))
 
     def _tensor(self, array: NDArray[np.int64]) -> torch.Tensor:
         """On the CPU a view of the array; the batch outlives the step."""
