@@ -8,6 +8,7 @@ second the ``finish``. Each event has happened before the next one is caused.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from itertools import permutations
 
@@ -54,11 +55,16 @@ class Scene:
         request = self.core.table.get(request_id)
         return request.state if request is not None else None
 
+    def _settle(self, condition: Callable[[], bool]) -> None:
+        """Until it is so and the scheduling thread has done all it can: whether a step is at the valve is certain."""
+        state, thread = self.engine.state, self.engine._scheduling
+        await_state(self.engine, lambda: condition() and thread._seen == state.version)
+
     def abort(self) -> None:
         request_id, future = (0, self.held) if self.aborted == "held" else (1, self.busy)
         future.cancel()
         if not self.over:
-            await_state(self.engine, lambda: self._state(request_id) is None)
+            self._settle(lambda: self._state(request_id) is None)
 
     def pause(self) -> None:
         """At once, or as soon as it is not in flight any more."""
@@ -67,7 +73,7 @@ class Scene:
             at_once = self._state(0) is not None and not self.core.table.is_in_flight(self.core.table[0])
         self.engine.state.notify()
         if at_once and not self.over:
-            await_state(self.engine, lambda: self.core.num_preemptions == 1)
+            self._settle(lambda: self.core.num_preemptions == 1)
 
     def result(self) -> None:
         """The step at the valve comes back."""
@@ -75,7 +81,7 @@ class Scene:
             flights = list(self.core.in_flight)
         if flights and not self.over:
             self.valve.let_through()
-            await_state(self.engine, lambda: flights[0] not in self.core.in_flight)
+            self._settle(lambda: flights[0] not in self.core.in_flight)
 
     finish = result
 
