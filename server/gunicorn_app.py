@@ -134,10 +134,13 @@ class _Application(BaseApplication):
 
     def _announce(self, worker: _Worker) -> None:
         assert self._llm is not None
+        info = self._llm.engine.info
+        room = f"KV cache of {(info.num_kv_blocks - 1) * info.block_size:,} tokens"
         for listener in worker.sockets:
             name = listener.getsockname()
             where = f"unix:{name}" if isinstance(name, str) else f"http://{self._config.host}:{name[1]}"
-            print(f"llm-engine {__version__} serves {self._llm.model_name} at {where}", file=sys.stderr, flush=True)
+            what = f"llm-engine {__version__} serves {self._llm.model_name} at {where}"
+            print(f"{what} ({info.model.dtype}, {room})", file=sys.stderr, flush=True)
 
     def _close(self, arbiter: Arbiter, worker: _Worker) -> None:
         if self._llm is not None:

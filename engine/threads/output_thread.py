@@ -150,6 +150,8 @@ class OutputThread:
                     for request in state.take_everybody() if request.request_id not in told
                 ]  # fmt: skip
                 problems = [*state.core.resource_failures, *state.core.resources.shutdown()]
+            if state.dead is not None:
+                logger.critical("%s", state.dead, exc_info=state.dead.__cause__)
             self._deliver(state, ended)
             _log(problems)
         finally:
