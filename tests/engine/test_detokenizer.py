@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
 import llm_engine
 from llm_engine.engine.detokenizer import Detokenizer
@@ -20,6 +22,24 @@ TEXTS = [
     "  two  spaces\n\nand lines ",
 ]
 END = TOKENIZER.encode("<|im_end|>")[0]
+
+
+class ByteFallback(Tokenizer):
+    """As Llama 2's, Mistral's and Gemma's: a byte a token where there is no word."""
+
+    WORDS = ("\u2581a", "\u2581b", "hello", "é")
+
+    def __init__(self) -> None:
+        vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        vocabulary |= {word: 256 + at for at, word in enumerate(self.WORDS)}
+        self._byte_fallback = Backend(models.BPE(vocabulary, [], byte_fallback=True))
+        self._byte_fallback.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+
+    @property
+    def backend(self) -> Backend:
+        return self._byte_fallback
 
 
 def feed(detokenizer: Detokenizer, ids: list[int]) -> tuple[list[str], int]:
@@ -142,3 +162,25 @@ def test_any_tokens_in_any_portions(ids: list[int], stop: list[str], include: bo
     assert TOKENIZER.decode(ids).startswith(one.text) or "�" in TOKENIZER.decode(ids)
     if one.stop_found is None:
         assert not any(word in one.text for word in stop)
+
+
+def test_bytes_that_are_no_character_end_nobodys_answer() -> None:
+    tokenizer = ByteFallback()
+    detokenizer = Detokenizer(tokenizer, stop=["b!"])
+    released, used = feed(detokenizer, [256, ord("A"), 0xFF, 257, 258, *"é!".encode(), 257, ord("!"), 256])
+    assert detokenizer.text == "aA\ufffd bhelloé! "
+    assert (detokenizer.stop_found, used) == ("b!", 10)
+    assert "".join(released) == detokenizer.text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 255 + len(ByteFallback.WORDS)), max_size=30))
+def test_any_tokens_make_a_text_that_only_grows(ids: list[int]) -> None:
+    detokenizer = Detokenizer(ByteFallback())
+    released, used = feed(detokenizer, ids)
+    detokenizer.finish()
+    released.append(detokenizer.release())
+    assert used == len(ids)
+    assert "".join(released) == detokenizer.text
+    words = sum(token > 255 for token in ids)
+    assert sum(detokenizer.text.count(letter) for letter in ("a", "b", "hello", "é")) >= words
