@@ -174,7 +174,7 @@ def test_bytes_that_are_no_character_end_nobodys_answer() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 255 + len(ByteFallback.WORDS)), max_size=30))
+@given(st.lists(st.sampled_from([ord("A"), 0xC3, 0xA9, 0xFF, 256, 257, 258, 259]), max_size=30))
 def test_any_tokens_make_a_text_that_only_grows(ids: list[int]) -> None:
     detokenizer = Detokenizer(ByteFallback())
     released, used = feed(detokenizer, ids)
