@@ -30,7 +30,8 @@ class ModelConfig:
     revision: str | None = option(None, "branch, tag or commit on the hub")
     download_dir: str | None = option(None, "where hub files are kept; the hub's usual cache when absent")
     dtype: str = option(
-        "auto", "type of weights and cache; auto takes the checkpoint's",
+        "auto",
+        "type of weights and cache; auto takes the checkpoint's",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_model_len: int | None = option(None, "longest prompt + output in tokens; the model's own limit when absent")
@@ -74,9 +75,7 @@ class SchedulerConfig:
     micro_batch: str | None = option(None, "what runs now, instead of the preset's choice")
     max_num_seqs: int = option(256, "requests resident at a time")
     max_micro_batch_seqs: int | None = option(None, "requests in one micro-batch; max_num_seqs when absent")
-    max_num_batched_tokens: int | None = option(
-        None, "tokens in one micro-batch; 2048, or 512 on the CPU, when absent"
-    )
+    max_num_batched_tokens: int | None = option(None, "tokens in one micro-batch; 2048, or 512 on the CPU, when absent")
     long_prefill_token_threshold: int | None = option(None, "longest chunk of one prompt in a micro-batch")
     chunk_unit: int | None = option(
         None, "chunks that do not end a prompt are multiples of this; the block size when absent"
@@ -85,8 +84,14 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         check_at_least(
-            self, 1, "max_num_seqs", "max_micro_batch_seqs", "max_num_batched_tokens", "long_prefill_token_threshold",
-            "chunk_unit", "max_num_waiting",
+            self,
+            1,
+            "max_num_seqs",
+            "max_micro_batch_seqs",
+            "max_num_batched_tokens",
+            "long_prefill_token_threshold",
+            "chunk_unit",
+            "max_num_waiting",
         )
 
 

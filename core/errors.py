@@ -1,18 +1,18 @@
 """Every error this engine raises on purpose.
 
-    EngineError
-    ├── RequestError                 one request is at fault or is affected; the engine is fine
-    │   ├── InvalidParamsError       a field of the request has a value that is not allowed
-    │   │   └── PromptTooLongError   the prompt (or prompt + max_tokens) exceeds the context
-    │   ├── ModelNotFoundError       the request names a model this engine does not serve
-    │   ├── RequestAbortedError      the request was cancelled before it finished
-    │   └── RequestFailedError       a step that carried the request failed
-    ├── CapacityError                the request can never get the memory or resource it needs
-    │   └── QueueFullError           too many requests wait already; try again later
-    ├── SchedulerError               a scheduler returned an impossible plan or raised
-    ├── ModelLoadError               the checkpoint cannot be served: unknown architecture, bad weight, ...
-    ├── EngineDeadError              the engine cannot go on; carries the cause
-    └── ConfigError                  a setting has a value that is not allowed
+EngineError
+├── RequestError                 one request is at fault or is affected; the engine is fine
+│   ├── InvalidParamsError       a field of the request has a value that is not allowed
+│   │   └── PromptTooLongError   the prompt (or prompt + max_tokens) exceeds the context
+│   ├── ModelNotFoundError       the request names a model this engine does not serve
+│   ├── RequestAbortedError      the request was cancelled before it finished
+│   └── RequestFailedError       a step that carried the request failed
+├── CapacityError                the request can never get the memory or resource it needs
+│   └── QueueFullError           too many requests wait already; try again later
+├── SchedulerError               a scheduler returned an impossible plan or raised
+├── ModelLoadError               the checkpoint cannot be served: unknown architecture, bad weight, ...
+├── EngineDeadError              the engine cannot go on; carries the cause
+└── ConfigError                  a setting has a value that is not allowed
 """
 
 from __future__ import annotations

@@ -131,9 +131,7 @@ def _logit_bias(value: Any) -> dict[int, float]:
     return result
 
 
-def _integer(
-    params: SamplingParams, name: str, low: int, high: int | None, *, optional: bool = False
-) -> None:
+def _integer(params: SamplingParams, name: str, low: int, high: int | None, *, optional: bool = False) -> None:
     value = getattr(params, name)
     if value is None and optional:
         return

@@ -150,8 +150,14 @@ class _Choice:
         if not new_ids and not text and not output.finished:
             return None
         return CompletionOutput(
-            output.index, text, list(new_ids), new_logprobs, output.cumulative_logprob, output.finish_reason,
-            output.stop_reason, output.error,
+            output.index,
+            text,
+            list(new_ids),
+            new_logprobs,
+            output.cumulative_logprob,
+            output.finish_reason,
+            output.stop_reason,
+            output.error,
         )
 
     def _end(self, delta: Delta, ends_on_stop: bool) -> None:

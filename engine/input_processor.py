@@ -119,7 +119,8 @@ class InputProcessor:
             )
         if params.max_tokens is not None and num_prompt + params.max_tokens > limit:
             raise PromptTooLongError(
-                "max_tokens", params.max_tokens,
+                "max_tokens",
+                params.max_tokens,
                 f"at most {limit - num_prompt}: the context is {limit} and the prompt takes {num_prompt}",
             )
         total = limit if params.max_tokens is None else num_prompt + params.max_tokens
@@ -130,10 +131,12 @@ class InputProcessor:
             total = min(total, usable * size + 1)  # "the rest of the context" is what the cache can hold of it
             needed = self._kv.peak_blocks(max(total - 1, num_prompt), self._max_chunk)
         if needed > usable or total <= num_prompt:
-            field, value = ("prompt", f"{num_prompt} tokens") if params.max_tokens is None else (
-                "max_tokens", params.max_tokens)
+            field, value = (
+                ("prompt", f"{num_prompt} tokens") if params.max_tokens is None else ("max_tokens", params.max_tokens)
+            )
             raise PromptTooLongError(
-                field, value,
+                field,
+                value,
                 f"prompt and output of at most {usable * size} tokens, which is all the KV cache holds "
                 f"({usable} blocks of {size}); the prompt takes {num_prompt}",
             )

@@ -86,8 +86,14 @@ class LLM:
 
     # -- asking
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, use_tqdm: bool = True,
-                 *, priority: int = 0) -> list[RequestOutput]:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        priority: int = 0,
+    ) -> list[RequestOutput]:
         """Answer one or many prompts (texts or token ids); outputs in the order of the prompts.
 
         A request that fails has ``FinishReason.ERROR`` and ``error`` in its outputs; the others are not affected.
@@ -96,8 +102,15 @@ class LLM:
         many = _as_list(prompts)
         return self._run(many, self._params_for(many, sampling_params, {}), use_tqdm, priority)
 
-    def chat(self, messages: Sequence[Message] | Sequence[Sequence[Message]], sampling_params: Params = None,
-             use_tqdm: bool = True, *, priority: int = 0, **template: Any) -> list[RequestOutput]:
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        priority: int = 0,
+        **template: Any,
+    ) -> list[RequestOutput]:
         """Answer one or many conversations through the chat template; ``template`` goes to ``render_chat``.
 
         Without parameters an answer may fill the rest of the context.
@@ -210,8 +223,9 @@ class LLM:
             self._engine.metrics.record_rejected("queue_full" if isinstance(error, QueueFullError) else "capacity")
             raise
 
-    def _run(self, prompts: list[Prompt], params: list[SamplingParams], use_tqdm: bool, priority: int
-             ) -> list[RequestOutput]:
+    def _run(
+        self, prompts: list[Prompt], params: list[SamplingParams], use_tqdm: bool, priority: int
+    ) -> list[RequestOutput]:
         sink = QueueSink()
         collectors = [
             self._collector(prompt, one, sink, False, {"priority": priority})

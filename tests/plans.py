@@ -56,7 +56,13 @@ class Planner:
         used = {r.slot for r in self.requests.values()}
         slot = slot if slot is not None else next(i for i in range(1000) if i not in used)
         self.requests[request_id] = Booked(
-            request_id, slot, list(prompt), len(prompt), sampling, seed=seed, stop_ids=list(stop_ids),
+            request_id,
+            slot,
+            list(prompt),
+            len(prompt),
+            sampling,
+            seed=seed,
+            stop_ids=list(stop_ids),
             bad_words_ids=list(bad_words_ids),
         )
         return self.requests[request_id]
@@ -85,8 +91,16 @@ class Planner:
             if not request.started:
                 plan.starts.append(
                     RequestStart(
-                        request_id, request.slot, list(request.tokens), request.num_prompt_tokens, list(request.blocks),
-                        request.sampling, request.seed, 0, request.stop_ids, request.bad_words_ids,
+                        request_id,
+                        request.slot,
+                        list(request.tokens),
+                        request.num_prompt_tokens,
+                        list(request.blocks),
+                        request.sampling,
+                        request.seed,
+                        0,
+                        request.stop_ids,
+                        request.bad_words_ids,
                     )
                 )
                 request.started = True

@@ -41,9 +41,7 @@ class Draws:
     """[R] in [0, 1)"""
 
     def take(self, rows: Int64) -> Draws:
-        return Draws(
-            self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows], self.uniform[rows]
-        )
+        return Draws(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows], self.uniform[rows])
 
 
 @dataclass(slots=True)

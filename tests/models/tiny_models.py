@@ -99,9 +99,14 @@ ARCHITECTURES: dict[str, TinyModel] = {
     "smollm3": TinyModel("SmolLM3", {"no_rope_layers": [1, 0, 1, 0]}),
     "mistral": TinyModel("Mistral", {"sliding_window": WINDOW, "head_dim": 32}),
     "qwen2": TinyModel("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2-window": TinyModel("Qwen2", {
-        "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2,
-    }),
+    "qwen2-window": TinyModel(
+        "Qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 2,
+        },
+    ),
     "qwen3": TinyModel("Qwen3", {"head_dim": 32}),
     "phi3": TinyModel("Phi3", {}),
     "phi3-longrope": TinyModel("Phi3", _LONGROPE, max_model_len=200),

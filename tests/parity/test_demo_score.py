@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+
 from examples.demo_score import addition_questions, is_correct
 from llm_engine import LLM, SamplingParams
 

@@ -1,7 +1,7 @@
 """Greedy tokens equal transformers' in float32: every architecture under every setting that must not change answers.
 
-The table is ``ARCHITECTURES`` x ``SETTINGS``. The quick suite runs every architecture once under the harshest setting, and
-every setting on Llama; the slow marker runs all of it.
+The table is ``ARCHITECTURES`` x ``SETTINGS``. The quick suite runs every architecture once under the harshest setting,
+and every setting on Llama; the slow marker runs all of it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from llm_engine import LLM, SamplingParams
 
+from llm_engine import LLM, SamplingParams
 from tests.models.tiny_models import ARCHITECTURES
 
 from .conftest import NUM_TOKENS, Case

@@ -39,7 +39,15 @@ class Bench:
         bad_words_ids: Sequence[Sequence[int]] = (),
     ) -> None:
         start = RequestStart(
-            slot, slot, [*prompt, *outputs], len(prompt), [1], sampling, seed, choice_index, list(stop_ids),
+            slot,
+            slot,
+            [*prompt, *outputs],
+            len(prompt),
+            [1],
+            sampling,
+            seed,
+            choice_index,
+            list(stop_ids),
             [list(word) for word in bad_words_ids],
         )
         self.slots.apply(StepPlan(queue=0, starts=[start]))

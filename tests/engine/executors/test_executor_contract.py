@@ -34,7 +34,10 @@ def make_executor(request: pytest.FixtureRequest) -> Iterator[MakeExecutor]:
         by_stage = {stage % num_stages: hook for stage, hook in (hooks or {}).items()}
         executor = InprocExecutor(
             lambda stage: engine_class(stage, num_stages, on_forward=by_stage.get(stage)),
-            num_stages=num_stages, max_num_seqs=8, block_size=4, num_kv_blocks=64,
+            num_stages=num_stages,
+            max_num_seqs=8,
+            block_size=4,
+            num_kv_blocks=64,
         )
         made.append(executor)
         return executor
