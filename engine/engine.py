@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from prometheus_client import CollectorRegistry
 
@@ -70,6 +72,8 @@ class Engine:
         try:
             self.state = books.state = self._output.started.result()
         except BaseException:
+            # Ctrl-C may have ended the waiting alone: then what start-up comes to is ended as soon as it is there.
+            self._output.started.add_done_callback(functools.partial(_end_started, executor))
             self._output.thread.join(JOIN_TIMEOUT)
             self.metrics.close()
             raise
@@ -124,6 +128,11 @@ def _signal_end(state: EngineState, executor: Executor) -> None:
     """Tell the threads to end, waiting for none of them: safe in a garbage collection."""
     state.stop()
     executor.wake()
+
+
+def _end_started(executor: Executor, started: Future[EngineState]) -> None:
+    if started.exception() is None:
+        _signal_end(started.result(), executor)
 
 
 class _Books:
