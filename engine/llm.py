@@ -173,7 +173,7 @@ class LLM:
 
     def get_stats(self) -> list[StepStats]:
         """The last steps, oldest first, at most a thousand."""
-        return list(self._engine.stats)
+        return list(self._engine.stats.copy())  # copied at once: the output thread appends meanwhile
 
     # -- ending
 
