@@ -370,3 +370,8 @@ class EngineCore:
         self.kv.check_integrity()
         self.table.check_integrity()
         assert self.table.num_resident == self.limits.max_num_seqs - self.slots.available()
+        for queue in self.table.queues:
+            assert queue.in_flight == sum(flight.plan.queue == queue.index for flight in self.in_flight)
+        for request in self.table.prefilling.values():
+            steps = [flight.plan.step for flight in self.in_flight if request.request_id in flight.plan.chunk_ids]
+            assert request.num_in_flight == sum(step >= request.start_step for step in steps), request.external_id

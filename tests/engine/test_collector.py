@@ -12,6 +12,7 @@ from llm_engine.core.request import Request, RequestId
 from llm_engine.core.step import TokenLogprobs
 from llm_engine.engine.collector import RequestCollector
 from llm_engine.engine.delta import Delta
+from tests.engine.engines import await_state
 from tests.engine.test_detokenizer import END, TOKENIZER
 from tests.toy_model_engine import ToyModelEngine
 
@@ -249,7 +250,5 @@ def test_a_stop_string_ends_the_request_in_the_engine_too() -> None:
         assert (output.outputs[0].text, output.outputs[0].stop_reason) == (expected, stop)
         assert text_of(list(llm.stream([1, 2, 3], stopping))) == expected
         assert llm.submit([1, 2, 3], stopping).result(20).outputs[0].text == expected
-        state = llm.engine.state
-        with state.changed:
-            assert state.changed.wait_for(lambda: state.core.is_idle, 20)
+        await_state(llm.engine, lambda: llm.engine.state.core.is_idle)
         assert llm.get_stats()[-1].step < 900, "the engine learnt of it"

@@ -19,6 +19,7 @@ from llm_engine.schedulers.limits import Limits
 from llm_engine.schedulers.micro_batches.greedy import GreedyMicroBatch
 from llm_engine.schedulers.orderings.fcfs import FcfsOrdering
 from tests.engine.core_driver import CoreDriver
+from tests.engine.engines import Commanded
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13]
 
@@ -210,6 +211,57 @@ def test_who_built_on_a_failed_step_is_recomputed_and_its_blocks_serve_nobody() 
     for request in (1, 2):
         assert driver.outcomes[request].tokens == driver.expected(request)
     assert driver.requests[1].num_preemptions == 1
+
+
+def test_what_an_aborted_decode_had_in_flight_serves_nobody_once_its_step_failed() -> None:
+    driver = CoreDriver()
+    prompt = PROMPT[:7]
+    driver.add(prompt, 9)
+    driver.step()
+    driver.fail_next = 1
+    plan = driver.schedule()
+    assert plan is not None
+    assert list(plan.decode_positions) == [7], "it fills the second block"
+    driver.abort(0)
+    driver.retire()
+    follower = driver.add([*prompt, driver.expected(0)[0], 50], 4)
+    driver.run()
+    assert driver.requests[follower].num_cached_tokens == 4
+    assert driver.outcomes[follower].tokens == driver.expected(follower)
+
+
+def test_who_leaves_while_it_sits_out_leaves_the_others_their_tokens() -> None:
+    scheduler = Commanded(Limits(4, 4, 16, 4))
+    driver = CoreDriver(scheduler=scheduler, num_blocks=40)
+    for first in range(4):
+        driver.add([first, first + 10], 5)
+    driver.step()
+    scheduler.held.add(1)
+    plan = driver.schedule()
+    assert plan is not None
+    assert list(plan.decode_ids) == [0, 2, 3]
+    driver.abort(1)
+    assert list(driver.core.table.queues[0].ids) == [0, 3, 2], "as many rows as the plan's, in another order"
+    driver.run()
+    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (0, 2, 3))
+
+
+def test_a_late_result_of_a_life_before_the_pause_is_not_counted() -> None:
+    """A failed step pauses whoever built on it with a later chunk in flight; it is resumed before that chunk returns."""
+    driver = CoreDriver(num_queues=3, max_num_batched_tokens=4)
+    driver.add([*PROMPT[:4], 60], 2)
+    driver.fail_next = 1
+    driver.schedule()
+    driver.add(PROMPT, 2)  # finds the block of the failing step
+    driver.schedule()
+    driver.schedule()
+    driver.retire()
+    assert driver.requests[1].state is RequestState.PAUSED
+    driver.schedule()
+    assert driver.requests[1].state is RequestState.PREFILLING
+    assert driver.requests[1].num_in_flight == 1
+    driver.run()
+    assert driver.outcomes[1].tokens == driver.expected(1)
 
 
 def test_a_result_of_another_epoch_is_dropped() -> None:
