@@ -47,7 +47,7 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
         if is_draining():
             raise ApiError(503, "the server is shutting down")
         if llm.dead_cause is not None:
-            raise ApiError(503, f"the engine is dead: {llm.dead_cause}")
+            raise api_error(llm.dead_cause)
 
     def check_model(name: str | None) -> None:
         if name is not None and name not in names:

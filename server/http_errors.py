@@ -44,7 +44,8 @@ def api_error(error: BaseException, spelled: dict[str, str] | None = None) -> Ap
     """The HTTP error for what the engine raised.
 
     ``spelled`` maps the engine's field names to the request's, where they differ. An error nobody expected becomes a
-    500 that gives nothing away; the caller logs it.
+    500 that gives nothing away; the caller logs it. Of a failed step or a dead engine the client hears what happened;
+    the traceback below it is for the log, where the engine has written it.
     """
     if isinstance(error, ApiError):
         return error
@@ -57,11 +58,15 @@ def api_error(error: BaseException, spelled: dict[str, str] | None = None) -> Ap
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error))
     if isinstance(error, EngineDeadError):
-        return ApiError(503, str(error))
+        return ApiError(503, _first_line(error))
     if isinstance(error, RequestAbortedError):
         return ApiError(503, f"{error}; the server is shutting down or the client has gone")
     if isinstance(error, RequestFailedError):
-        return ApiError(500, str(error))
+        return ApiError(500, _first_line(error))
     if isinstance(error, CapacityError | RequestError):
         return ApiError(400, str(error))
     return ApiError(500, "internal error; the server's log says more")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -92,6 +92,8 @@ class OutputThread:
         self._stats.append(stats)
         self._deliver(state, [*deltas_of(retired, result, now), *retired.failed])
         record_step(self._metrics, retired, stats)
+        if result.error is not None:
+            logger.error("step %d failed, and its requests with it: %s", result.step, result.error)
         _log(failures)
 
     @staticmethod

@@ -299,6 +299,20 @@ def test_a_users_resource_gates_admission() -> None:
     assert tables.ended
 
 
+def test_a_step_that_fails_is_told_to_its_request_and_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def break_the_first(number: int, batch: object) -> None:
+        if number == 0:
+            raise RuntimeError("a bit fell over")
+
+    with toy_llm(on_forward=break_the_first) as llm:
+        (failed,) = llm.generate([[1, 2]], greedy(2), use_tqdm=False)
+        assert failed.outputs[0].finish_reason is FinishReason.ERROR
+        assert "a bit fell over" in str(failed.outputs[0].error)
+        await_true(lambda: "a bit fell over" in caplog.text)
+        (fine,) = llm.generate([[1, 2]], greedy(2), use_tqdm=False)
+        assert fine.outputs[0].finish_reason is FinishReason.LENGTH
+
+
 def test_a_resource_that_raises_fails_its_request_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     class Picky(Tables):
         def needed(self, request: Any) -> int:

@@ -143,8 +143,8 @@ def test_prompt_logprobs_are_by_token_id() -> None:
         (ModelNotFoundError("no"), 404, "model"),
         (QueueFullError("full"), 429, None),
         (CapacityError("too large"), 400, None),
-        (EngineDeadError("dead"), 503, None),
-        (RequestFailedError("failed"), 500, None),
+        (EngineDeadError("dead\n  secret.py, line 1"), 503, None),
+        (RequestFailedError("failed\n  secret.py, line 1"), 500, None),
         (RuntimeError("secret"), 500, None),
     ],
 )
