@@ -35,6 +35,7 @@ class SchedulingPass:
         self.seats_left = limits.max_num_seqs - table.num_resident
         self.admitted: list[RequestView] = []
         self._paused: set[int] = set()
+        self._promised: int | None = None
         self._resources = resources
         kv.begin_pass()
         resources.begin_pass()
@@ -49,6 +50,7 @@ class SchedulingPass:
 
     def pause(self, request: RequestView) -> None:
         """Plan to take a resident's blocks back. It must not be in flight and not be in the plan yet."""
+        self._promised = None
         self._paused.add(request.request_id)
         self.plan.paused_ids.append(request.request_id)
         self.kv.release(request.request_id)
@@ -81,6 +83,7 @@ class SchedulingPass:
 
     def add_chunk(self, request: RequestView, num_tokens: int, num_blocks: int) -> None:
         """Take the next ``num_tokens`` of a resident's prompt, which need ``num_blocks`` blocks from the free list."""
+        self._promised = None
         self.kv.reserve(num_blocks)
         self._add(request, num_tokens)
 
@@ -91,11 +94,42 @@ class SchedulingPass:
         self._resources.reserve(request)
         self.seats_left -= 1
         self.admitted.append(request)
+        if self._promised is not None:
+            self._promised += self._promise_to_admitted(request, num_tokens)
         self._add(request, num_tokens)
+
+    @property
+    def promised_blocks(self) -> int:
+        """Blocks that the prompts in progress and the admitted still need for their known tokens when this plan has
+        run: free, but not free to give away. Kept as a sum, or a pass that admits many would cost their square."""
+        if self._promised is None:
+            planned = dict(zip(self.plan.chunk_ids, self.plan.chunk_tokens, strict=True))
+            self._promised = sum(
+                self._promise_to_resident(request, planned.get(request.request_id, 0))
+                for request in self.table.prefilling.values()
+                if not self.is_paused(request.request_id)
+            ) + sum(self._promise_to_admitted(request, planned[request.request_id]) for request in self.admitted)
+        return self._promised
+
+    def peak_blocks(self, request: RequestView) -> int:
+        """Most blocks a request's known tokens ever hold: with a sliding window, fewer than their number needs."""
+        return self.kv.peak_blocks(request.num_tokens, self.limits.max_num_batched_tokens)
 
     def lacking_resource(self, request: RequestView) -> str | None:
         """The first resource that has too little left for one more such request in this pass."""
         return self._resources.shortage(request)
+
+    def _promise_to_resident(self, request: RequestView, planned: int) -> int:
+        if request.num_computed_tokens == request.num_tokens:
+            return 0
+        rest = self.kv.blocks_to_grow(request.request_id, request.num_tokens)
+        rest -= self.kv.blocks_to_grow(request.request_id, request.num_computed_tokens + planned)
+        return min(rest, self.peak_blocks(request))
+
+    def _promise_to_admitted(self, request: RequestView, planned: int) -> int:
+        reached = self.prefix(request).num_tokens + planned
+        rest = self.kv.blocks_for(request.num_tokens) - self.kv.blocks_for(reached)
+        return min(rest, self.peak_blocks(request))
 
     def _add(self, request: RequestView, num_tokens: int) -> None:
         self.plan.chunk_ids.append(request.request_id)

@@ -27,8 +27,8 @@ class MaxUtilization(Capacity):
         if step.plan.paused_ids or step.seats_left <= 0:
             return Verdict.STOP  # a pass that paused admits nobody: the newcomer would take what was just given back
         match = step.prefix(request)
-        needed = min(step.kv.blocks_to_start(match, request.num_tokens), self._peak(step, request))
-        if needed + self._promised(step) > step.kv.free_blocks:
+        needed = min(step.kv.blocks_to_start(match, request.num_tokens), step.peak_blocks(request))
+        if needed + step.promised_blocks > step.kv.free_blocks:
             return Verdict.STOP
         if step.lacking_resource(request) is not None:
             return Verdict.SKIP
@@ -46,24 +46,3 @@ class MaxUtilization(Capacity):
             and request.request_id not in chosen
         )
         return max(candidates, key=lambda request: request.request_id, default=None)
-
-    def _promised(self, step: SchedulingPass) -> int:
-        """Blocks that prompts admitted earlier still need: they are free, but not free to give away."""
-        planned = dict(zip(step.plan.chunk_ids, step.plan.chunk_tokens, strict=True))
-        promised = 0
-        for request in step.table.prefilling.values():
-            if not step.is_paused(request.request_id) and request.num_computed_tokens < request.num_tokens:
-                reached = request.num_computed_tokens + planned.get(request.request_id, 0)
-                rest = step.kv.blocks_to_grow(request.request_id, request.num_tokens)
-                rest -= step.kv.blocks_to_grow(request.request_id, reached)
-                promised += min(rest, self._peak(step, request))
-        for request in step.admitted:
-            reached = step.prefix(request).num_tokens + planned[request.request_id]
-            rest = step.kv.blocks_for(request.num_tokens) - step.kv.blocks_for(reached)
-            promised += min(rest, self._peak(step, request))
-        return promised
-
-    @staticmethod
-    def _peak(step: SchedulingPass, request: RequestView) -> int:
-        """Most blocks its known tokens ever hold: with a sliding window, fewer than their number needs."""
-        return step.kv.peak_blocks(request.num_tokens, step.limits.max_num_batched_tokens)
