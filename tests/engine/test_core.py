@@ -247,7 +247,7 @@ def test_who_leaves_while_it_sits_out_leaves_the_others_their_tokens() -> None:
 
 
 def test_a_late_result_of_a_life_before_the_pause_is_not_counted() -> None:
-    """A failed step pauses whoever built on it with a later chunk in flight; it is resumed before that chunk returns."""
+    """A failed step pauses whoever built on it with a later chunk in flight; it is resumed before that returns."""
     driver = CoreDriver(num_queues=3, max_num_batched_tokens=4)
     driver.add([*PROMPT[:4], 60], 2)
     driver.fail_next = 1
