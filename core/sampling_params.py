@@ -17,8 +17,9 @@ class SamplingParams:
     """Names and meanings follow vLLM and OpenAI. Raises ``InvalidParamsError`` naming the field at fault.
 
     ``temperature`` below 1e-5 means greedy. ``max_tokens=None`` means the rest of the context. ``stop`` strings end
-    the text before the match unless ``include_stop_str_in_output``. ``seed`` makes a request repeatable whatever else
-    is in the batch: the noise is a function of (seed, choice index, output position) alone.
+    the text before the match unless ``include_stop_str_in_output``; before ``min_tokens`` neither they nor stop ids end
+    it. ``seed`` makes a request repeatable whatever else is in the batch: the noise is a function of (seed, choice
+    index, output position) alone.
     """
 
     n: int = 1

@@ -124,6 +124,7 @@ class _Choice:
                 stop=params.stop,
                 include_stop=params.include_stop_str_in_output,
                 skip_special=params.skip_special_tokens,
+                min_tokens=params.min_tokens,
             )
         # A stop token is told, but its text is not part of the answer (an end-of-sequence token has none to show).
         self._hide_stop_token = not params.include_stop_str_in_output

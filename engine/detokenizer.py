@@ -11,11 +11,18 @@ from .tokenizer import Tokenizer
 class Detokenizer:
     """Appends tokens, releases text. Used by one thread, never under the state lock.
 
-    Text that may be the beginning of a stop string is held back until it is clear; so is an unfinished character.
+    Text that may be the beginning of a stop string is held back until it is clear; so is an unfinished character. Stop
+    strings are not looked for in the text of the first ``min_tokens`` tokens.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, stop: Sequence[str] = (), include_stop: bool = False, skip_special: bool = True
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special: bool = True,
+        min_tokens: int = 0,
     ) -> None:
         self.text = ""
         """All text so far, cut at the stop string once one was found."""
@@ -23,6 +30,9 @@ class Detokenizer:
         self._released = 0
         self._tokenizer, self._stop, self._include_stop = tokenizer, tuple(stop), include_stop
         self._skip_special = skip_special
+        self._min_tokens = min_tokens
+        self._searched = 0
+        """Where in ``text`` a stop string may begin at the earliest."""
         self._held_back = max((len(word) for word in self._stop), default=1) - 1
         self._stream = self._new_stream([])
         self._backend = tokenizer.backend
@@ -76,8 +86,11 @@ class Detokenizer:
         return DecodeStream(ids=ids, skip_special_tokens=self._skip_special)
 
     def _find_stop(self, piece: str) -> bool:
-        searched = max(len(self.text) - self._held_back, 0)
+        searched = max(len(self.text) - self._held_back, self._searched)
         self.text += piece
+        if len(self._ids) <= self._min_tokens:
+            self._searched = len(self.text)
+            return False
         hits = [(at, word) for word in self._stop if (at := self.text.find(word, searched)) >= 0]
         if not hits:
             return False

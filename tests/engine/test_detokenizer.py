@@ -184,3 +184,21 @@ def test_any_tokens_make_a_text_that_only_grows(ids: list[int]) -> None:
     assert "".join(released) == detokenizer.text
     words = sum(token > 255 for token in ids)
     assert sum(detokenizer.text.count(letter) for letter in ("a", "b", "hello", "é")) >= words
+
+
+@pytest.mark.parametrize(("min_tokens", "text", "num_used"), [(0, "a", 2), (1, "a", 2), (2, "a!b", 4)])
+def test_no_stop_string_is_found_in_the_first_tokens(min_tokens: int, text: str, num_used: int) -> None:
+    ids = [token for character in "a!b!" for token in TOKENIZER.encode(character)]
+    assert len(ids) == 4, "else min_tokens means other characters"
+    detokenizer = Detokenizer(TOKENIZER, stop=["!"], min_tokens=min_tokens)
+    _, used = feed(detokenizer, ids)
+    assert (detokenizer.text, detokenizer.stop_found, used) == (text, "!", num_used)
+
+
+def test_a_stop_string_does_not_begin_before_min_tokens() -> None:
+    ids = TOKENIZER.encode("a") + TOKENIZER.encode("b")
+    assert len(ids) == 2
+    detokenizer = Detokenizer(TOKENIZER, stop=["ab"], min_tokens=1)
+    feed(detokenizer, ids)
+    detokenizer.finish()
+    assert (detokenizer.text, detokenizer.stop_found) == ("ab", None)
