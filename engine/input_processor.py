@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from ..core.errors import InvalidParamsError, PromptTooLongError
 from ..core.request import Request, RequestId
@@ -18,6 +18,8 @@ from .delta import Sink
 from .tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Text = TypeVar("Text")
+Ids = TypeVar("Ids")
 _MASK = 2**64 - 1
 
 
@@ -58,7 +60,9 @@ class InputProcessor:
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InvalidParamsError("priority", priority, "a whole number")
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
-        bad_words = self._tokenizer.bad_words_ids(params.bad_words) if params.bad_words and self._tokenizer else []
+        bad_words: list[list[int]] = []
+        if params.bad_words and self._tokenizer is not None:
+            bad_words = _encodable("bad_words", params.bad_words, self._tokenizer.bad_words_ids)
         hashes = []
         if self._kv.enable_prefix_caching:
             hashes = hash_blocks(token_ids, self._kv.block_size, known=[], extra=extra_key(adapter_id, cache_salt))
@@ -95,7 +99,7 @@ class InputProcessor:
         if isinstance(prompt, str):
             if self._tokenizer is None:
                 raise InvalidParamsError("prompt", prompt, "token ids: this engine has no tokenizer")
-            token_ids = self._tokenizer.encode(prompt)
+            token_ids = _encodable("prompt", prompt, self._tokenizer.encode)
             if token_ids and max(token_ids) >= self._model.vocab_size:
                 allowed = f"token ids below {self._model.vocab_size}: the tokenizer is another model's"
                 raise InvalidParamsError("prompt", max(token_ids), allowed)
@@ -151,3 +155,11 @@ class InputProcessor:
         for name in ("stop", "bad_words"):
             if getattr(params, name) and self._tokenizer is None:
                 raise InvalidParamsError(name, getattr(params, name), "none: this engine has no tokenizer")
+
+
+def _encodable(field: str, text: Text, encode: Callable[[Text], Ids]) -> Ids:
+    """What ``encode`` makes of the text; raises ``InvalidParamsError`` where it is no valid Unicode."""
+    try:
+        return encode(text)
+    except UnicodeEncodeError as error:
+        raise InvalidParamsError(field, text, f"valid Unicode ({error.reason})") from error

@@ -33,8 +33,12 @@ class Tokenizer:
         return self.hf.backend_tokenizer
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """Ids of a text. Raises ``UnicodeEncodeError`` for one with half of a surrogate pair in it."""
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:
+            text.encode()  # tokenizers does not say what is wrong; this does
+            raise
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -72,9 +76,10 @@ class Tokenizer:
                 continue_final_message=continue_final_message,
                 chat_template=chat_template,
             )
+            return self.encode(text, add_special_tokens=False)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise InvalidParamsError("messages", f"({error})", "a conversation the chat template accepts") from error
-        return self.encode(text, add_special_tokens=False)
+            allowed = f"a conversation the chat template accepts ({error})"
+            raise InvalidParamsError("messages", messages, allowed) from error
 
     def bad_words_ids(self, words: Sequence[str]) -> list[list[int]]:
         """Each word's ids as it reads at the start of a text and after a space; doubles are left out."""
