@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..core.errors import InvalidParamsError, PromptTooLongError
@@ -68,12 +69,14 @@ class InputProcessor:
             hashes = hash_blocks(token_ids, self._kv.block_size, known=[], extra=extra_key(adapter_id, cache_salt))
         external_id, arrival, first = request_id or uuid.uuid4().hex, time.monotonic(), self._take_ids(params.n)
         seed = params.seed if params.seed is not None else self._seed * 0x9E3779B97F4A7C15 + first + 1
+        # The choices share their prompt: the first one scores it for all.
+        others = params if params.n == 1 or params.prompt_logprobs is None else replace(params, prompt_logprobs=None)
         return [
             Request(
                 request_id=RequestId(first + index),
                 external_id=external_id,
                 prompt_token_ids=token_ids,
-                params=params,
+                params=params if index == 0 else others,
                 max_total_tokens=max_total,
                 arrival=arrival,
                 stop_ids=stop_ids,
