@@ -100,6 +100,16 @@ def test_what_comes_after_the_end_is_not_told() -> None:
     assert case.collector.result().outputs[0].text == ""
 
 
+def test_tokens_behind_a_stop_string_in_the_same_delta_are_left_out() -> None:
+    case = Case(stop="a time", logprobs=0)
+    part = case.feed(IDS)
+    used = len(TOKENIZER.encode("Once upon a time"))
+    assert part is not None
+    assert (part.outputs[0].text, part.outputs[0].token_ids) == ("Once upon ", IDS[:used])
+    assert len(part.outputs[0].logprobs or ()) == used
+    assert case.collector.result().outputs[0].token_ids == IDS[:used]
+
+
 def test_a_stop_string_in_the_very_last_token_needs_no_abort() -> None:
     case = Case(stop="fox.")
     case.feed_each(IDS[:-1])

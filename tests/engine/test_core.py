@@ -88,6 +88,20 @@ def test_a_plan_tells_who_was_paused_even_where_the_pass_that_paused_ran_nobody(
     assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (0, 1))
 
 
+def test_pauses_of_several_passes_are_told_by_the_next_plan() -> None:
+    scheduler = Commanded(Limits(4, 4, 16, 4))
+    driver = CoreDriver(scheduler=scheduler)
+    for first in range(3):
+        driver.add([first, first + 10], 5)
+    driver.step()
+    scheduler.to_pause = {0, 2}
+    plan = driver.schedule()
+    assert plan is not None
+    assert (plan.paused_ids, plan.resumed_ids, list(plan.decode_ids)) == ([0, 2], [0, 2], [1])
+    driver.run()
+    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in range(3))
+
+
 def test_a_resumed_request_finds_what_it_had_computed() -> None:
     driver = CoreDriver(num_blocks=20)
     driver.add(PROMPT, 6)

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llm_engine import EngineDeadError, FinishReason, RequestOutput, SchedulerError
-from llm_engine.engine.threads.output_thread import OutputThread
+from llm_engine.engine.threads.output_thread import COLLECT_TIMEOUT, OutputThread
 from llm_engine.schedulers.base import Scheduler
 from llm_engine.schedulers.capacities.max_utilization import MaxUtilization
 from llm_engine.schedulers.limits import Limits
@@ -352,6 +352,18 @@ def test_the_death_of_the_scheduling_thread_is_told_to_everybody(monkeypatch: py
                 llm.submit([1])
             monkeypatch.setattr(Mortal, "dying", False)
             valve.open()
+
+
+def test_its_death_is_told_at_once_even_where_nothing_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(REPEATS):
+        with toy_llm(scheduler="tests.engine.test_threads:Mortal") as llm:
+            llm.submit([1, 2], greedy(1)).result(SECONDS)
+            state, thread = llm.engine.state, llm.engine._scheduling
+            await_state(llm.engine, lambda state=state, thread=thread: thread._seen == state.version)
+            monkeypatch.setattr(Mortal, "dying", True)
+            error = llm.submit([1, 2], greedy(1)).exception(COLLECT_TIMEOUT / 2)
+            assert isinstance(error, EngineDeadError)
+            monkeypatch.setattr(Mortal, "dying", False)
 
 
 @pytest.mark.parametrize("where", ["retire", "stats", "deliver"])
