@@ -36,14 +36,13 @@ def run(args: argparse.Namespace) -> int:
 
     from ..engine.llm import LLM
 
-    with LLM(**settings, show_progress=sys.stderr.isatty()) as llm:
+    # The file first: a path that cannot be written is to be known before the work, not after it.
+    with _open_output(args.output) as file, LLM(**settings, show_progress=sys.stderr.isatty()) as llm:
         params = [make_params(dict(llm.default_sampling), job.sampling, given(args)) for job in jobs]
         prompts = [_prompt(llm, job, number) for number, job in enumerate(jobs, 1)]
         progress = sys.stderr.isatty() if args.progress is None else args.progress
-        outputs = llm.generate(prompts, params, use_tqdm=progress)
-        with _open_output(args.output) as file:
-            for output in outputs:
-                file.writelines(_as_jsonl(output) if style == "jsonl" else _as_text(output))
+        for output in llm.generate(prompts, params, use_tqdm=progress):
+            file.writelines(_as_jsonl(output) if style == "jsonl" else _as_text(output))
     return 0
 
 

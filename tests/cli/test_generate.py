@@ -78,3 +78,13 @@ def test_an_empty_pipe_is_a_mistake(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert main(["generate", *SMALL]) == 2
     assert "at least one prompt" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = str(tmp_path / "missing" / "out.txt")
+    assert main(["generate", "a", "--output", nowhere, "--model", str(tmp_path / "no-model-either")]) == 1
+    error = capsys.readouterr().err
+    assert nowhere in error
+    assert "no-model-either" not in error
