@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
-from typing import Any
+from typing import Any, TypedDict
 
 from .errors import ConfigError
 
@@ -129,6 +129,36 @@ class EngineConfig:
                 raise ConfigError(name, value, "no such setting" + (f"; did you mean {close[0]!r}?" if close else ""))
             sorted_out[owners[name]][name] = value
         return cls(**{part: PARTS[part](**values) for part, values in sorted_out.items()})
+
+
+class EngineSettings(TypedDict, total=False):
+    """The flat names of ``EngineConfig.of`` but for ``model``, for the type checkers of those who embed the engine."""
+
+    tokenizer: str | None
+    revision: str | None
+    download_dir: str | None
+    dtype: str
+    max_model_len: int | None
+    device: str
+    seed: int
+    block_size: int | None
+    num_kv_blocks: int | None
+    kv_cache_memory: int | None
+    gpu_memory_utilization: float
+    enable_prefix_caching: bool
+    scheduler: str
+    ordering: str | None
+    capacity: str | None
+    micro_batch: str | None
+    max_num_seqs: int
+    max_micro_batch_seqs: int | None
+    max_num_batched_tokens: int | None
+    long_prefill_token_threshold: int | None
+    chunk_unit: int | None
+    max_num_waiting: int | None
+    pipeline_parallel_size: int
+    executor: str
+    cpu_threads: int | None
 
 
 PARTS: Mapping[str, type[Any]] = {

@@ -5,7 +5,6 @@ EngineError
 │   ├── InvalidParamsError       a field of the request has a value that is not allowed
 │   │   └── PromptTooLongError   the prompt (or prompt + max_tokens) exceeds the context
 │   ├── ModelNotFoundError       the request names a model this engine does not serve
-│   ├── RequestAbortedError      the request was cancelled before it finished
 │   └── RequestFailedError       a step that carried the request failed
 ├── CapacityError                the request can never get the memory or resource it needs
 │   └── QueueFullError           too many requests wait already; try again later
@@ -46,10 +45,6 @@ class PromptTooLongError(InvalidParamsError):
 
 class ModelNotFoundError(RequestError):
     """The request names a model this engine does not serve."""
-
-
-class RequestAbortedError(RequestError):
-    """The request was cancelled before it finished."""
 
 
 class RequestFailedError(RequestError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from .decode_queue import DecodeQueue
@@ -17,8 +18,8 @@ class RequestTable:
         self.queues = [DecodeQueue(index, block_size) for index in range(num_queues)]
         self.prefilling: dict[int, Request] = {}
         """Residents that still compute known tokens, in the order they were admitted."""
-        self.stop_ids: set[int] = set()
-        """Every id that ended anybody's answer so far or may: one set test tells that a step stopped nobody."""
+        self.stop_ids: Counter[int] = Counter()
+        """How many of the living each id would end: one set test tells that a step stopped nobody."""
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -61,7 +62,7 @@ class RequestTable:
     def add(self, request: Request) -> None:
         assert request.request_id not in self.requests
         self.requests[request.request_id] = request
-        self.stop_ids |= request.stop_ids
+        self.stop_ids.update(request.stop_ids)
 
     def start_prefill(self, request: Request) -> None:
         request.move_to(RequestState.PREFILLING)
@@ -83,8 +84,7 @@ class RequestTable:
         request.num_computed_tokens = 0
         if state is RequestState.FINISHED:
             del self.requests[request.request_id]
-            if not self.requests:
-                self.stop_ids.clear()
+            self.stop_ids -= Counter(request.stop_ids)  # counts that reach zero go with it
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where the lists disagree with the requests' states."""

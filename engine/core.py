@@ -342,7 +342,7 @@ class EngineCore:
 
     def _check_stops(self, retired: Retired) -> None:
         """Stop ids win over length; one set test when nobody stopped."""
-        if self.table.stop_ids.isdisjoint(retired.tokens):
+        if self.table.stop_ids.keys().isdisjoint(retired.tokens):
             return
         for request, token in zip(retired.requests, retired.tokens, strict=True):
             if token in request.stop_ids and request.num_output_tokens >= request.params.min_tokens:

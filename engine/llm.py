@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from prometheus_client import CollectorRegistry
 
-from ..core.config import EngineConfig
+from ..core.config import EngineConfig, EngineSettings
 from ..core.errors import CapacityError, EngineDeadError, InvalidParamsError, QueueFullError
 from ..core.outputs import RequestOutput
 from ..core.sampling_params import SamplingParams
 from ..kvcache.resources import BaseResourceManager
 from ..workers.model_engine import ModelEngine
+from ..workers.sampler import BatchSampler, SamplerFactory
 from .collector import RequestCollector
 from .delta import Sink
 from .engine import Engine
@@ -28,13 +29,25 @@ from .tokenizer import Message, Tokenizer
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 
+class RequestOptions(TypedDict, total=False):
+    """What may be said of a request beside its prompt and parameters."""
+
+    request_id: str | None
+    """Shown in its outputs; made up when absent."""
+    priority: int
+    tenant: str | None
+    adapter_id: str | None
+    cache_salt: str | None
+    """Requests share cached prefixes only with requests of the same salt."""
+
+
 class LLM:
     """One engine and its model; a context manager. Every method may be called from any thread.
 
     ``model`` is a local folder or a hub name; the bundled demo model when absent. The keywords are the fields of
     ``EngineConfig`` (``llm-engine serve --help`` lists them with their meaning). ``registry``: a ``CollectorRegistry``
     to share; a private one when absent, at ``llm.registry``. ``resources``: resource managers of your own that gate
-    admission. ``model_engine``: makes the model of each stage, in place of torch's.
+    admission. ``model_engine``: makes the model of each stage, in place of torch's; ``sampler``: makes the last stage's.
 
     Raises ``ConfigError`` for a bad setting, ``ModelLoadError`` for a checkpoint that cannot be served.
     """
@@ -49,7 +62,8 @@ class LLM:
         show_progress: bool = False,
         served_model_name: str | None = None,
         engine_label: str | None = None,
-        **settings: Any,
+        sampler: SamplerFactory = BatchSampler,
+        **settings: Unpack[EngineSettings],
     ) -> None:
         self.config = EngineConfig.of(model=model, **settings)
         source = ModelSource(None, "custom") if model_engine else find_model(self.config.model)
@@ -63,6 +77,7 @@ class LLM:
                 config=self.config,
                 make_model_engine=model_engine or source.model_engines(self.config, on_cuda),
                 block_size=self.config.cache.block_size or (64 if on_cuda else 16),
+                make_sampler=sampler,
                 progress=progress,
             )
             self._engine = Engine(
@@ -120,19 +135,20 @@ class LLM:
         prompts: list[Prompt] = [self.render_chat(conversation, **template) for conversation in many]
         return self._run(prompts, self._params_for(prompts, sampling_params, {"max_tokens": None}), use_tqdm, priority)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **request: Any) -> RequestStream:
-        """Answer one prompt as an iterator of what is new.
-
-        ``request``: ``request_id``, ``priority``, ``tenant``, ``cache_salt``, ``adapter_id``.
-        """
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **request: Unpack[RequestOptions]
+    ) -> RequestStream:
+        """Answer one prompt as an iterator of what is new. Keep the ``LLM`` while you iterate: it ends with it."""
         sink = QueueSink()
         collector = self._collector(prompt, params or self.default_params(), sink, True, request)
         self._submit([collector])
         return RequestStream(collector, sink)
 
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None, **request: Any) -> Future[RequestOutput]:
+    def submit(
+        self, prompt: Prompt, params: SamplingParams | None = None, **request: Unpack[RequestOptions]
+    ) -> Future[RequestOutput]:
         """Answer one prompt in the background. Cancelling the future ends the request; callbacks run in one thread of
-        the engine and may close it. ``request`` as in ``stream``."""
+        the engine and may close it."""
         sink = self._engine.delivery().sink()
         collector = self._collector(prompt, params or self.default_params(), sink, False, request)
         future = sink.collect_with(collector)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from flask import Response
 
-from ..core.errors import EngineError, RequestAbortedError
+from ..core.errors import EngineError
 from ..core.outputs import RequestOutput
 from ..core.sampling_params import SamplingParams
 from .disconnects import DisconnectWatcher
@@ -105,7 +105,7 @@ def _events(envelope: _Envelope, parts: Iterator[Part]) -> Iterator[bytes]:
     except Exception as error:
         if not isinstance(error, EngineError):
             log.exception("streaming %s", envelope.id)
-        elif not isinstance(error, RequestAbortedError):
+        else:
             log.warning("request %s ended: %s", envelope.id, error)
         yield _frame(api_error(error).body())
     yield _DONE

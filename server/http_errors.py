@@ -10,7 +10,6 @@ from ..core.errors import (
     InvalidParamsError,
     ModelNotFoundError,
     QueueFullError,
-    RequestAbortedError,
     RequestError,
     RequestFailedError,
 )
@@ -59,8 +58,6 @@ def api_error(error: BaseException, spelled: dict[str, str] | None = None) -> Ap
         return ApiError(429, str(error))
     if isinstance(error, EngineDeadError):
         return ApiError(503, _first_line(error))
-    if isinstance(error, RequestAbortedError):
-        return ApiError(503, f"{error}; the server is shutting down or the client has gone")
     if isinstance(error, RequestFailedError):
         return ApiError(500, _first_line(error))
     if isinstance(error, CapacityError | RequestError):

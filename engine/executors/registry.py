@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...core.config import EngineConfig
 from ...core.registry import Registry
 from ...workers.model_engine import ModelEngine, Progress
+from ...workers.sampler import BatchSampler, SamplerFactory
 from .base import Executor
 from .inproc import InprocExecutor
 
@@ -20,6 +21,7 @@ class ExecutorSpec:
     make_model_engine: Callable[[int], ModelEngine]
     """By stage, called in the stage's own thread."""
     block_size: int | None
+    make_sampler: SamplerFactory = BatchSampler
     progress: Progress | None = None
 
 
@@ -43,5 +45,6 @@ def make_inproc(spec: ExecutorSpec) -> Executor:
         block_size=spec.block_size,
         num_kv_blocks=config.cache.num_kv_blocks,
         kv_cache_memory=config.cache.kv_cache_memory,
+        make_sampler=spec.make_sampler,
         progress=spec.progress,
     )

@@ -8,6 +8,11 @@ from ..executors.base import Executor
 from .state import EngineState
 
 
+LOOK_AGAIN = 1.0
+"""Seconds after which the version is compared again. A stream that is collected in this very thread, between its look
+and its sleep, raises the version unheard; so no wait is endless."""
+
+
 class SchedulingThread:
     """Waits until the state is newer than its last look, decides, books, pushes."""
 
@@ -33,7 +38,7 @@ class SchedulingThread:
         state = self._state
         with state.changed:
             while wait and state.version == self._seen and not state.over:
-                state.changed.wait()
+                state.changed.wait(LOOK_AGAIN)
             if state.over:
                 return False
             began = state.clock()

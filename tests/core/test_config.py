@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_engine.core.config import PARTS, EngineConfig
+from llm_engine.core.config import PARTS, EngineConfig, EngineSettings
 from llm_engine.core.errors import ConfigError, EngineError
 
 
@@ -91,3 +91,10 @@ def test_a_value_that_is_not_allowed_is_refused_by_name(name: str, value: Any, a
     assert error.value is value
     assert allowed in error.allowed
     assert str(error) == f"{name} is {value!r}; allowed: {error.allowed}"
+
+
+def test_the_typed_settings_are_the_fields() -> None:
+    """``LLM`` takes ``EngineSettings`` as keywords: the type must not fall behind the dataclasses."""
+    fields_of = {f.name: f.type for part in PARTS.values() for f in fields(part)}
+    typed = {name: ref.__forward_arg__ for name, ref in EngineSettings.__annotations__.items()}
+    assert {"model": "str | None", **typed} == fields_of

@@ -19,7 +19,6 @@ def test_one_root_for_all(name: str) -> None:
         ("PromptTooLongError", "InvalidParamsError"),
         ("QueueFullError", "CapacityError"),
         ("ModelNotFoundError", "RequestError"),
-        ("RequestAbortedError", "RequestError"),
         ("RequestFailedError", "RequestError"),
     ],
 )
