@@ -9,15 +9,17 @@ holds them equal.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TypeAlias
 
 from demo_facts import FACTS, SMALL_TALK, UNKNOWN_QUESTIONS, UNKNOWN_REPLY
 from demo_stories import FOODS, Story, article, tell
 
 Document: TypeAlias = list[tuple[str, float]]
-Turn: TypeAlias = tuple[str, str, float]
-"""What the user says, what the assistant answers, and the weight of the answer."""
+Turn: TypeAlias = tuple[str, Document]
+"""What the user says, and the weighted parts of what the assistant answers."""
 
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, START, END)
@@ -29,7 +31,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-ADDITION_WEIGHT, FACT_WEIGHT, STORY_WEIGHT = 2.0, 1.0, 0.5
+RESULT_WEIGHT, FACT_WEIGHT = 2.0, 1.0
+# In a story the choice of words is free, but who "he" is and what Finn was holding is not: that is what to learn.
+STORY_WEIGHT, CALLBACK_WEIGHT = 0.3, 2.0
 
 ADD = (
     "What is {a} + {b}?", "{a}+{b}=?", "{a} + {b} = ?", "{a} + {b} =", "{a}+{b}", "{a} + {b}", "Compute {a} + {b}.",
@@ -64,6 +68,7 @@ ASK_STORY_ABOUT = (
     "Tell me a story about {x}.", "Tell me a short story about {x}.", "Write a short story about {x}.",
     "Write a story about {x}.", "Can you tell me a story about {x}?", "A story about {x}, please.",
 )  # fmt: skip
+PRONOUNS = ("he", "she", "him", "her", "his", "He", "She")
 ASK_AGAIN = ("Tell me another story.", "Another one, please.", "One more story, please.")
 SYSTEM_MESSAGES = (
     "You are a helpful assistant.", "You are a friendly assistant.", "You are a helpful assistant. Answer briefly.",
@@ -84,20 +89,20 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         shares: dict[Callable[[], Turn], int] = {
-            self._addition: 60,
+            self._addition: 50,
             self._word_sum: 3,
-            self._other_sum: 9,
+            self._other_sum: 12,
             self._fact: 12,
-            self._small_talk: 3,
+            self._small_talk: 4,
             self._unknown: 3,
-            self._story: 10,
+            self._story: 16,
         }
         while True:
             plain = self._rng.random()
             if plain < 0.04:  # for completion without a chat
-                yield [(tell(self._rng).text + END_OF_TEXT, STORY_WEIGHT)]
+                yield [*_story_parts(tell(self._rng), asked=""), (END_OF_TEXT, STORY_WEIGHT)]
                 continue
-            if plain < 0.19:
+            if plain < 0.22:
                 yield self._drill()
                 continue
             turns = self._rng.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4))
@@ -106,69 +111,76 @@ class Corpus:
             yield [*render(conversation, system), (END_OF_TEXT, 0.0)]
 
     def text(self, documents: int) -> Iterator[str]:
-        """Yield that many documents as bare text, special tokens and all: what the tokenizer is trained on."""
-        for _, document in zip(range(documents), self, strict=False):
-            yield "".join(text for text, _ in document)
+        """Yield that many documents' text between special tokens: what the tokenizer is trained on."""
+        for document in islice(self, documents):
+            yield from re.split("|".join(map(re.escape, SPECIAL_TOKENS)), "".join(text for text, _ in document))
 
     def _drill(self) -> Document:
         """A column of sums in the form of an answer: as much practice for a third of the tokens."""
         document: Document = []
         for _ in range(self._rng.randint(4, 18)):
-            a, b = self._addends()
-            document += [(f"{a} + {b} =", 0.0), (f" {a + b}\n", ADDITION_WEIGHT)]
-        return [*document, (END_OF_TEXT, ADDITION_WEIGHT)]
+            operator = self._rng.choices("+-*", (70, 20, 10))[0]
+            document += [*_sum_parts(*self._operands(operator)), ("\n", 0.0)]
+        return [*document, (END_OF_TEXT, FACT_WEIGHT)]
 
     def _addition(self) -> Turn:
-        a, b = self._addends()
-        return self._lightly_mangled(self._rng.choice(ADD).format(a=a, b=b)), f"{a} + {b} = {a + b}", ADDITION_WEIGHT
+        return self._ask("+", ADD)
 
-    def _addends(self) -> tuple[int, int]:
-        low = 0 if self._rng.random() < 0.1 else 10
-        a, b = self._rng.randint(low, 99), self._rng.randint(low, 99)
-        return self._addends() if self._held_out(a, b) else (a, b)
+    def _ask(self, operator: str, phrasings: tuple[str, ...]) -> Turn:
+        a, _, b = operands = self._operands(operator)
+        return self._lightly_mangled(self._rng.choice(phrasings).format(a=a, b=b)), _sum_parts(*operands)
+
+    def _operands(self, operator: str) -> tuple[int, str, int]:
+        """Draw numbers whose sum may be shown and whose difference is not negative; now and then a small one."""
+        low, high = (0, 10) if operator == "*" else (10, 99)
+        a, b = (
+            self._rng.randint(0, 9) if self._rng.random() < 0.07 else self._rng.randint(low, high) for _ in range(2)
+        )
+        if operator == "-" and a < b:
+            a, b = b, a
+        return self._operands(operator) if operator == "+" and self._held_out(a, b) else (a, operator, b)
 
     def _word_sum(self) -> Turn:
-        a, b = self._addends()
+        a, operator, b = self._operands("+")
         story = tell(self._rng)
         words = {"N": story.name, "M": story.friend_name, "food": self._rng.choice(FOODS)}
         question = self._rng.choice(WORD_SUMS).format(a=a, b=b, **words)
-        return question, f"{a} + {b} = {a + b}", ADDITION_WEIGHT
+        return question, _sum_parts(a, operator, b)
 
     def _other_sum(self) -> Turn:
         rng = self._rng
-        a, b = sorted((rng.randint(0, 99), rng.randint(0, 99)), reverse=True)
         kind = rng.random()
-        if kind < 0.45:
-            return self._lightly_mangled(rng.choice(SUBTRACT).format(a=a, b=b)), f"{a} - {b} = {a - b}", 1.0
+        if kind < 0.5:
+            return self._ask("-", SUBTRACT)
         if kind < 0.75:
-            a, b = rng.randint(0, 10), rng.randint(0, 10)
-            return self._lightly_mangled(rng.choice(MULTIPLY).format(a=a, b=b)), f"{a} * {b} = {a * b}", 1.0
+            return self._ask("*", MULTIPLY)
         if kind < 0.92:
+            b, a = sorted(rng.sample(range(100), 2))
             first, second = rng.sample((a, b), 2)
-            answer = f"{a} is larger than {b}." if a != b else "They are equal."
-            return rng.choice(COMPARE).format(a=first, b=second), answer, 1.0
+            return rng.choice(COMPARE).format(a=first, b=second), [(f"{a} is larger than {b}.", FACT_WEIGHT)]
         a, b = rng.randint(100, 9999), rng.randint(10, 9999)
-        return rng.choice(ADD).format(a=a, b=b), TOO_LARGE, FACT_WEIGHT
+        return rng.choice(ADD).format(a=a, b=b), [(TOO_LARGE, FACT_WEIGHT)]
 
     def _fact(self) -> Turn:
         questions, answer = self._rng.choice(FACTS)
-        return self._lightly_mangled(self._rng.choice(questions)), answer, FACT_WEIGHT
+        return self._lightly_mangled(self._rng.choice(questions)), [(answer, FACT_WEIGHT)]
 
     def _small_talk(self) -> Turn:
         questions, answer = self._rng.choice(SMALL_TALK)
-        return self._lightly_mangled(self._rng.choice(questions)), answer, FACT_WEIGHT
+        return self._lightly_mangled(self._rng.choice(questions)), [(answer, FACT_WEIGHT)]
 
     def _unknown(self) -> Turn:
         question, subjects = self._rng.choice(UNKNOWN_QUESTIONS)
-        return question.format(x=self._rng.choice(subjects)), UNKNOWN_REPLY, FACT_WEIGHT
+        return question.format(x=self._rng.choice(subjects)), [(UNKNOWN_REPLY, FACT_WEIGHT)]
 
     def _story(self) -> Turn:
         rng = self._rng
         story = tell(rng)
-        subjects = _subjects(story)
         if rng.random() < 0.3:
-            return rng.choice(ASK_STORY + ASK_AGAIN), story.text, STORY_WEIGHT
-        return rng.choice(ASK_STORY_ABOUT).format(x=rng.choice(subjects)), story.text, STORY_WEIGHT
+            question = rng.choice(ASK_STORY + ASK_AGAIN)
+        else:
+            question = rng.choice(ASK_STORY_ABOUT).format(x=rng.choice(_subjects(story)))
+        return question, _story_parts(story, question)
 
     def _lightly_mangled(self, question: str) -> str:
         """Sometimes drop the final mark or the capital, as people do."""
@@ -182,13 +194,33 @@ class Corpus:
 def render(conversation: list[Turn], system: str | None = None) -> Document:
     """Write a conversation in the chat format, weighing only what the assistant says and that it stops."""
     document: Document = [(f"{START}system\n{system}{END}\n", 0.0)] if system is not None else []
-    for question, answer, weight in conversation:
+    for question, answer in conversation:
         document += [
             (f"{START}user\n{question}{END}\n{START}assistant\n", 0.0),
-            (f"{answer}{END}", weight),
+            *answer,
+            (END, FACT_WEIGHT),
             ("\n", 0.0),
         ]
     return document
+
+
+def _sum_parts(a: int, operator: str, b: int) -> Document:
+    result = {"+": a + b, "-": a - b, "*": a * b}[operator]
+    return [(f"{a} {operator} {b} =", STORY_WEIGHT), (f" {result}", RESULT_WEIGHT)]
+
+
+def _story_parts(story: Story, asked: str) -> Document:
+    """Weigh what the story must remember (names, kinds, things already told or asked for, and who is he or she)."""
+    told = [story.name, story.friend_name, story.kind, story.friend, *(story.thing or "").split()]
+    pieces = re.split(rf"( ?\b(?:{'|'.join([*told, *PRONOUNS])})\b)", story.text)
+    parts: Document = []
+    known = asked
+    for piece in filter(None, pieces):
+        word = piece.strip()
+        must_follow = word.lower() in PRONOUNS or (word in told and re.search(rf"\b{word}\b", known) is not None)
+        parts.append((piece, CALLBACK_WEIGHT if must_follow else STORY_WEIGHT))
+        known += piece
+    return parts
 
 
 def _subjects(story: Story) -> list[str]:

@@ -7,6 +7,7 @@ sometimes invented words: they teach a small model to carry a word it has never 
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -209,6 +210,12 @@ class Story:
     friend: str
     friend_name: str
     thing: str | None
+
+
+def keeps_to(text: str, kind: str) -> bool:
+    """Whether a told story opens with the kind of hero that was asked for and has a cast of at most two known names."""
+    cast = {name for name in (*SHE, *HE) if re.search(rf"\b{name}\b", text)}
+    return re.search(rf"\b{kind}\b", text.split(".")[0]) is not None and len(cast) <= 2
 
 
 def article(noun: str) -> str:

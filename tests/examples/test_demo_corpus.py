@@ -33,7 +33,10 @@ def test_every_sum_is_right_and_none_is_held_out() -> None:
 def test_only_the_assistants_words_are_weighed_in_a_chat() -> None:
     for document in documents(1, 500):
         if any(START in text for text, _ in document):
-            assert all((weight > 0) == (text.endswith(END) and START not in text) for text, weight in document)
+            unweighed = [text for text, weight in document if weight == 0]
+            assert all(START in text or text in ("\n", END_OF_TEXT) for text in unweighed)
+            assert not any(START in text for text, weight in document if weight > 0)
+            assert all(weight > 0 for text, weight in document if text == END)
 
 
 def test_every_document_ends_and_teaches_something() -> None:

@@ -1,7 +1,6 @@
 """The checkpoint that ships with the package: its files, its tokenizer, its chat format, and its score."""
 
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from demo_corpus import CHAT_TEMPLATE, Corpus, render
 from demo_score import addition_questions, is_correct, is_held_out
+from demo_stories import keeps_to
 from train_demo_model import replies
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,8 +23,8 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Any]:
-    yield AutoModelForCausalLM.from_pretrained(FOLDER).eval()
+def model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(FOLDER).eval()
 
 
 def test_the_files_are_there_and_small() -> None:
@@ -58,7 +58,7 @@ def test_the_ten_digits_are_ten_tokens(tokenizer: Any) -> None:
     [
         "Once upon a time, a fox lived by the river .",
         "  two  spaces,\ttabs\r\nand lines\n\n",
-        "naïve café – 東京 🦊🦊🏽 \u0000\u200d ١٢٣",
+        "naïve café 東京 🦊🦊🏽 \u0000\u200d ١٢٣",
         "<|im_start|>user\n1 + 1<|im_end|>\n",
         "",
     ],
@@ -69,11 +69,11 @@ def test_any_text_comes_back_as_it_was(tokenizer: Any, text: str) -> None:
 
 def test_the_chat_template_is_what_training_used(tokenizer: Any) -> None:
     assert tokenizer.chat_template == CHAT_TEMPLATE
-    turns = [("What is 1 + 1?", "1 + 1 = 2", 1.0), ("Hello!", "Hello!", 1.0)]
+    turns = [("What is 1 + 1?", "1 + 1 = 2"), ("Hello!", "Hello!")]
     messages = [{"role": "system", "content": "Be kind."}]
-    for question, answer, _ in turns:
+    for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    rendered = "".join(text for text, _ in render(turns, "Be kind."))
+    rendered = "".join(text for text, _ in render([(q, [(a, 1.0)]) for q, a in turns], "Be kind."))
     assert tokenizer.apply_chat_template(messages, tokenize=False) == rendered
     prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     assert prompt + "Hello!<|im_end|>\n" == rendered
@@ -99,7 +99,7 @@ def test_it_adds(model: Any, tokenizer: Any) -> None:
 
 def test_it_tells_a_story_about_what_was_asked(model: Any, tokenizer: Any) -> None:
     (story,) = replies(model, tokenizer, [[{"role": "user", "content": "Tell me a story about a fox."}]], 256)
-    assert "fox" in story and story.endswith(".") and len(story.split()) > 40
+    assert keeps_to(story, "fox") and story.endswith(".") and len(story.split()) > 40
 
 
 def test_it_knows_the_engine(model: Any, tokenizer: Any) -> None:

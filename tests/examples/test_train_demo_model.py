@@ -27,21 +27,32 @@ def test_the_shipped_tokenizer_is_what_the_script_makes(tokenizer: Tokenizer, tm
 
 def test_a_batch_has_the_promised_shape_and_weighs_no_question(tokenizer: Tokenizer) -> None:
     shapes = []
-    for ids, weights in script.batches(tokenizer, seed=1, steps=8):
-        assert ids.shape == weights.shape
+    for ids, positions, weights in script.batches(tokenizer, seed=1, steps=8):
+        assert ids.shape == positions.shape == weights.shape
         shapes.append(tuple(ids.shape))
         assert 0.1 < (weights > 0).float().mean() < 0.9
         assert not (weights[ids == tokenizer.token_to_id(START)] > 0).any()
-    assert shapes == [(16, 256)] * 7 + [(4, 1024)]
+    assert shapes == [(8, 256)] * 7 + [(2, 1024)]
 
 
 def test_rows_begin_with_whole_documents_and_pad_with_the_end_of_text(tokenizer: Tokenizer) -> None:
-    ((ids, weights),) = script.batches(tokenizer, seed=2, steps=1)
+    ((ids, _, weights),) = script.batches(tokenizer, seed=2, steps=1)
     for row, row_weights in zip(ids.tolist(), weights, strict=True):
         text = tokenizer.decode(row, skip_special_tokens=False)
         assert text.startswith((START, "Once upon a time", "There once was")) or text[0].isdigit()
         assert text.endswith(END_OF_TEXT) or END in text  # whole, or one long document cut at the row's end
         assert row_weights.sum() > 0
+
+
+def test_positions_begin_again_with_each_document_in_short_rows_only(tokenizer: Tokenizer) -> None:
+    *short, (_, long_positions, _) = script.batches(tokenizer, seed=1, steps=8)
+    assert torch.equal(long_positions, torch.arange(1024).repeat(2, 1))
+    for ids, positions, _ in short:
+        assert (positions[:, 0] == 0).all()
+        after_an_end = ids[:, :-1] == tokenizer.token_to_id(END_OF_TEXT)
+        begins = positions[:, 1:] == 0
+        assert (begins <= after_an_end).all() and begins.any()
+        assert (positions[:, 1:][~begins] == positions[:, :-1][~begins] + 1).all()
 
 
 def test_the_rate_warms_up_and_decays() -> None:
