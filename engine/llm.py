@@ -47,7 +47,8 @@ class LLM:
     ``model`` is a local folder or a hub name; the bundled demo model when absent. The keywords are the fields of
     ``EngineConfig`` (``llm-engine serve --help`` lists them with their meaning). ``registry``: a ``CollectorRegistry``
     to share; a private one when absent, at ``llm.registry``. ``resources``: resource managers of your own that gate
-    admission. ``model_engine``: makes the model of each stage, in place of torch's; ``sampler``: makes the last stage's.
+    admission. ``model_engine``: makes the model of each stage, in place of torch's; ``sampler``: makes the last
+    stage's.
 
     Raises ``ConfigError`` for a bad setting, ``ModelLoadError`` for a checkpoint that cannot be served.
     """

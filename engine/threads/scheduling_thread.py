@@ -7,7 +7,6 @@ import threading
 from ..executors.base import Executor
 from .state import EngineState
 
-
 LOOK_AGAIN = 1.0
 """Seconds after which the version is compared again. A stream that is collected in this very thread, between its look
 and its sleep, raises the version unheard; so no wait is endless."""
