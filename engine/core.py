@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import CapacityError, RequestFailedError, SchedulerError
@@ -28,39 +27,7 @@ from ..schedulers.limits import Limits
 from .booking import book
 from .delta import Delta
 from .plan_check import check_plan
-
-
-@dataclass(slots=True)
-class InFlight:
-    """A plan that was booked and has not come back."""
-
-    plan: StepPlan
-    generation: int
-    """The queue's when it was booked: unchanged means that every decode row still stands."""
-    requests: list[Request]
-    """In the order of ``plan.sampled_ids``."""
-    pushed_at: float
-    schedule_seconds: float = 0.0
-    """What scheduling and booking took; noted by the scheduling thread."""
-
-
-@dataclass(slots=True)
-class Retired:
-    """What a retirement leaves to be told outside the lock."""
-
-    flight: InFlight
-    requests: list[Request] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    """Index of each token in ``StepResult.tokens``, to look up its log-probabilities."""
-    chunked: list[Request] = field(default_factory=list)
-    """Requests whose chunk this step computed and that still live."""
-    first_tokens: list[Request] = field(default_factory=list)
-    finished: dict[int, tuple[FinishReason, int | None]] = field(default_factory=dict)
-    """By request id: reason and stop token."""
-    failed: list[Delta] = field(default_factory=list)
-    since_last: float | None = None
-    """Seconds since this queue's last retirement: the decodes' inter-token time."""
+from .retirement import InFlight, Retired, advance
 
 
 class EngineCore:
@@ -286,68 +253,14 @@ class EngineCore:
         if result.error is not None:
             self._fail_step(plan, result.error, now)
         else:
-            self._advance(flight, result, retired, now)
+            advance(self.table, retired, result.tokens, now)
+            for request_id in retired.finished:
+                self.finish(self.table[request_id], now)
         for name, problem in self.resources.update_resources(plan):
             self._fail_rows(plan, RequestFailedError(f"resource {name} failed after its step: {problem!r}"), now)
         self._tell_scheduler(self.scheduler.update, plan, list(retired.finished))
         retired.failed, self.outbox = self.outbox, []
         return retired
-
-    def _advance(self, flight: InFlight, result: StepResult, retired: Retired, now: float) -> None:
-        plan, tokens = flight.plan, result.tokens
-        queue = self.table.queues[plan.queue]
-        num_decodes = len(plan.decode_ids)
-        if flight.generation == queue.generation and num_decodes == len(queue):
-            for request, token in zip(flight.requests[:num_decodes], tokens, strict=False):
-                request.token_ids.append(token)
-            queue.set_tokens(tokens[:num_decodes])
-            retired.requests, retired.tokens = flight.requests[:num_decodes], tokens[:num_decodes]
-            retired.rows = list(range(num_decodes))
-        else:
-            for row in range(num_decodes):
-                request = flight.requests[row]
-                if request.request_id in queue:
-                    request.token_ids.append(tokens[row])
-                    queue.set_token(request.request_id, tokens[row])
-                    self._tell(retired, request, tokens[row], row)
-        for request_id in queue.due_for_length():
-            retired.finished[request_id] = (FinishReason.LENGTH, None)
-        for row in range(num_decodes, len(tokens)):
-            request = flight.requests[row]
-            if self._still_prefills(request, plan):
-                self._join(request, plan.queue, tokens[row], now)
-                self._tell(retired, request, tokens[row], row)
-                if request.num_output_tokens == 1:
-                    retired.first_tokens.append(request)
-                if request.num_tokens >= request.max_total_tokens:
-                    retired.finished[request.request_id] = (FinishReason.LENGTH, None)
-        self._check_stops(retired)
-        for request_id in retired.finished:
-            self.finish(self.table[request_id], now)
-
-    @staticmethod
-    def _tell(retired: Retired, request: Request, token: int, row: int) -> None:
-        retired.requests.append(request)
-        retired.tokens.append(token)
-        retired.rows.append(row)
-
-    def _still_prefills(self, request: Request, plan: StepPlan) -> bool:
-        return request.state is RequestState.PREFILLING and request.start_step <= plan.step
-
-    def _join(self, request: Request, queue: int, token: int, now: float) -> None:
-        request.token_ids.append(token)
-        if request.num_output_tokens == 1:
-            request.record(RequestEvent.FIRST_TOKEN, now)
-        self.table.start_decode(request, queue)
-
-    def _check_stops(self, retired: Retired) -> None:
-        """Stop ids win over length; one set test when nobody stopped."""
-        if self.table.stop_ids.keys().isdisjoint(retired.tokens):
-            return
-        for request, token in zip(retired.requests, retired.tokens, strict=True):
-            if token in request.stop_ids and request.num_output_tokens >= request.params.min_tokens:
-                listed = token in request.params.stop_token_ids
-                retired.finished[request.request_id] = (FinishReason.STOP, token if listed else None)
 
     def _fail_step(self, plan: StepPlan, error: str, now: float) -> None:
         """The step's requests fail; whoever built on what it would have written is recomputed."""

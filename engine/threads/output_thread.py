@@ -13,9 +13,9 @@ from ...core.outputs import FinishReason
 from ...core.step import StepResult
 from ...kvcache.resources import ResourceFailure
 from ...metrics.engine_metrics import EngineMetrics
-from ..core import Retired
 from ..delta import Delta
 from ..executors.base import Executor, ExecutorInfo, StageDied
+from ..retirement import Retired
 from ..stats import StepStats
 from .reporting import deltas_of, record_finished, record_step
 from .state import EngineState

@@ -6,8 +6,8 @@ from ...core.outputs import FinishReason
 from ...core.request import RequestEvent
 from ...core.step import StepResult, TokenLogprobs
 from ...metrics.engine_metrics import EngineMetrics, FinishedSample, FirstTokenSample, StepSample
-from ..core import Retired
 from ..delta import Delta
+from ..retirement import Retired
 from ..stats import StepStats
 
 

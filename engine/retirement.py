@@ -1,0 +1,112 @@
+"""What the tokens of a step do to the requests that asked for them; the way back of ``booking.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..core.decode_queue import DecodeQueue
+from ..core.outputs import FinishReason
+from ..core.request import Request, RequestEvent, RequestState
+from ..core.request_table import RequestTable
+from ..core.step import StepPlan
+from .delta import Delta
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A plan that was booked and has not come back."""
+
+    plan: StepPlan
+    generation: int
+    """The queue's when it was booked: unchanged means that every decode row still stands."""
+    requests: list[Request]
+    """In the order of ``plan.sampled_ids``."""
+    pushed_at: float
+    schedule_seconds: float = 0.0
+    """What scheduling and booking took; noted by the scheduling thread."""
+
+
+@dataclass(slots=True)
+class Retired:
+    """What a retirement leaves to be told outside the lock."""
+
+    flight: InFlight
+    requests: list[Request] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    """Index of each token in ``StepResult.tokens``, to look up its log-probabilities."""
+    chunked: list[Request] = field(default_factory=list)
+    """Requests whose chunk this step computed and that still live."""
+    first_tokens: list[Request] = field(default_factory=list)
+    finished: dict[int, tuple[FinishReason, int | None]] = field(default_factory=dict)
+    """By request id: reason and stop token."""
+    failed: list[Delta] = field(default_factory=list)
+    since_last: float | None = None
+    """Seconds since this queue's last retirement: the decodes' inter-token time."""
+
+    def tell(self, request: Request, token: int, row: int) -> None:
+        """Note one request's new token, row ``row`` of the result."""
+        self.requests.append(request)
+        self.tokens.append(token)
+        self.rows.append(row)
+
+
+def advance(table: RequestTable, retired: Retired, tokens: list[int], now: float) -> None:
+    """Append the sampled tokens, move prompts that are done to their queue, and note in ``retired`` who got what and
+    whom it ends. ``tokens`` are in the order of ``plan.sampled_ids``. Under the state lock.
+
+    A row whose request ended, or was paused, since the push is dropped.
+    """
+    flight = retired.flight
+    queue, num_decodes = table.queues[flight.plan.queue], len(flight.plan.decode_ids)
+    _advance_decodes(queue, retired, tokens[:num_decodes])
+    for request_id in queue.due_for_length():
+        retired.finished[request_id] = (FinishReason.LENGTH, None)
+    for row in range(num_decodes, len(tokens)):
+        request = flight.requests[row]
+        if _still_prefills(request, flight.plan):
+            _join(table, request, queue, tokens[row], now)
+            retired.tell(request, tokens[row], row)
+            if request.num_output_tokens == 1:
+                retired.first_tokens.append(request)
+            if request.num_tokens >= request.max_total_tokens:
+                retired.finished[request.request_id] = (FinishReason.LENGTH, None)
+    _check_stops(table, retired)
+
+
+def _advance_decodes(queue: DecodeQueue, retired: Retired, tokens: list[int]) -> None:
+    flight = retired.flight
+    if flight.generation == queue.generation and len(tokens) == len(queue):
+        requests = flight.requests[: len(tokens)]
+        for request, token in zip(requests, tokens, strict=True):
+            request.token_ids.append(token)
+        queue.set_tokens(tokens)
+        retired.requests, retired.tokens, retired.rows = requests, tokens, list(range(len(tokens)))
+        return
+    for row, token in enumerate(tokens):
+        request = flight.requests[row]
+        if request.request_id in queue:
+            request.token_ids.append(token)
+            queue.set_token(request.request_id, token)
+            retired.tell(request, token, row)
+
+
+def _still_prefills(request: Request, plan: StepPlan) -> bool:
+    return request.state is RequestState.PREFILLING and request.start_step <= plan.step
+
+
+def _join(table: RequestTable, request: Request, queue: DecodeQueue, token: int, now: float) -> None:
+    request.token_ids.append(token)
+    if request.num_output_tokens == 1:
+        request.record(RequestEvent.FIRST_TOKEN, now)
+    table.start_decode(request, queue.index)
+
+
+def _check_stops(table: RequestTable, retired: Retired) -> None:
+    """Stop ids win over length; one set test when nobody stopped."""
+    if table.stop_ids.keys().isdisjoint(retired.tokens):
+        return
+    for request, token in zip(retired.requests, retired.tokens, strict=True):
+        if token in request.stop_ids and request.num_output_tokens >= request.params.min_tokens:
+            listed = token in request.params.stop_token_ids
+            retired.finished[request.request_id] = (FinishReason.STOP, token if listed else None)
