@@ -45,7 +45,7 @@ def _chunked(llm: LLM, outputs: list[Any]) -> bool:
 
 
 CHUNKS = {"chunk_unit": 1, "long_prefill_token_threshold": 7}
-SCARCE = {"num_kv_blocks": 60, "block_size": 8}
+SCARCE = {"num_kv_blocks": 60, "block_size": 8, "max_num_batched_tokens": 48}
 SETTINGS = {
     "alone": Setting(alone=True),
     "batch": Setting(),
@@ -54,9 +54,7 @@ SETTINGS = {
     "preemption": Setting(SCARCE, proof=_paused),
     "2-stages": Setting({"pipeline_parallel_size": 2}),
     "3-stages": Setting({"pipeline_parallel_size": 3}),
-    "everything": Setting(
-        {**CHUNKS, **SCARCE, "pipeline_parallel_size": 3, "max_num_batched_tokens": 48}, twice=True, proof=_paused
-    ),
+    "everything": Setting({**CHUNKS, **SCARCE, "pipeline_parallel_size": 3}, twice=True, proof=_paused),
 }
 
 
