@@ -81,6 +81,13 @@ class SchedulerConfig:
         None, "chunks that do not end a prompt are multiples of this; the block size when absent"
     )
     max_num_waiting: int | None = option(None, "requests that may wait; more are refused; no limit when absent")
+    num_queues: int | None = option(
+        None, "micro-batches that may be in flight, each with decodes of its own; chosen by measurement when absent"
+    )
+    schedule_ahead: bool = option(
+        True,
+        "push a queue's next step before the tokens of its last one are known: no stage waits for the books",
+    )
 
     def __post_init__(self) -> None:
         check_at_least(
@@ -92,6 +99,7 @@ class SchedulerConfig:
             "long_prefill_token_threshold",
             "chunk_unit",
             "max_num_waiting",
+            "num_queues",
         )
 
 
@@ -156,6 +164,8 @@ class EngineSettings(TypedDict, total=False):
     long_prefill_token_threshold: int | None
     chunk_unit: int | None
     max_num_waiting: int | None
+    num_queues: int | None
+    schedule_ahead: bool
     pipeline_parallel_size: int
     executor: str
     cpu_threads: int | None

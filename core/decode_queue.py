@@ -64,8 +64,8 @@ class DecodeQueue:
         """Ids whose next position opens a block, so that pushing them needs one."""
         return list(self._block_wheel[-self._clock % self.block_size])
 
-    def due_for_length(self) -> list[int]:
-        """Ids whose limit is reached by the token that the last push samples."""
+    def ending(self) -> list[int]:
+        """Ids whose limit is reached by the tokens that the pushes so far sample: they are not to be pushed again."""
         return list(self._length_wheel.get(self._clock, ()))
 
     def add(self, request: Request) -> None:

@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from .cost_model import PipelineTiming
 from .decode_queue import DecodeQueue
 from .request import Request, RequestState
+from .step import StepPlan
 from .views import RequestView
 
 
 class RequestTable:
     """Owned by ``EngineCore``; every method under the state lock. Schedulers are given it to read."""
 
-    def __init__(self, num_queues: int, block_size: int) -> None:
+    def __init__(self, num_queues: int, block_size: int, *, num_stages: int = 1, look_ahead: int = 0) -> None:
+        self.num_stages = num_stages
+        self.look_ahead = look_ahead
+        """How many plans may be pushed for a queue before the tokens of its last one are known: 0 or 1."""
+        self.timing = PipelineTiming(num_stages)
+        """What steps cost, learnt from those that came back."""
         self.requests: dict[int, Request] = {}
         self.queues = [DecodeQueue(index, block_size) for index in range(num_queues)]
+        self._idle = dict.fromkeys(range(num_queues))
+        """Indices of the queues with nothing in flight, idle for longest first."""
+        self._last_step = 0
+        self.num_tokens_in_flight = 0
+        """Tokens of the plans that were pushed and have not come back."""
         self.prefilling: dict[int, Request] = {}
         """Residents that still compute known tokens, in the order they were admitted."""
         self.stop_ids: Counter[int] = Counter()
@@ -48,8 +60,20 @@ class RequestTable:
         yield from self.prefilling.values()
 
     def idle_queues(self) -> list[DecodeQueue]:
-        """Queues with nothing in flight, the one pushed longest ago first."""
-        return sorted((q for q in self.queues if q.idle), key=lambda q: (q.last_pushed, q.index))
+        """Queues with nothing in flight, the one idle for longest first."""
+        return [self.queues[index] for index in self._idle]
+
+    def queues_to_look_ahead(self) -> list[DecodeQueue]:
+        """Queues in flight that may be pushed once more before their tokens are known, pushed longest ago first.
+
+        They have at least ``num_stages - 1`` micro-batches behind their last one, which so comes back about when the
+        first stage gets to the new one; with fewer, the first stage would wait with work behind it.
+        """
+        if not self.look_ahead:
+            return []
+        behind = self._last_step - self.num_stages + 1
+        allowed = [q for q in self.queues if 0 < q.in_flight <= self.look_ahead and q.last_pushed <= behind]
+        return sorted(allowed, key=lambda q: q.last_pushed)
 
     def is_in_flight(self, request: RequestView) -> bool:
         """Whether a pushed plan carries it; such a request is never paused."""
@@ -74,6 +98,29 @@ class RequestTable:
         request.queue = queue
         self.queues[queue].add(request)
 
+    def move(self, request: Request, queue: int) -> None:
+        """Take a decode, all of whose tokens are known, from its queue to another."""
+        assert request.queue is not None
+        self.queues[request.queue].remove(request.request_id)
+        request.queue = queue
+        self.queues[queue].add(request)
+
+    def enter(self, plan: StepPlan) -> None:
+        """A plan goes into flight."""
+        queue = self.queues[plan.queue]
+        queue.in_flight += 1
+        queue.last_pushed = self._last_step = plan.step
+        self._idle.pop(plan.queue, None)
+        self.num_tokens_in_flight += plan.num_tokens
+
+    def come_back(self, plan: StepPlan) -> None:
+        """A plan retires, or is lost with its stages."""
+        queue = self.queues[plan.queue]
+        queue.in_flight -= 1
+        if queue.idle:
+            self._idle[plan.queue] = None
+        self.num_tokens_in_flight -= plan.num_tokens
+
     def leave(self, request: Request, state: RequestState) -> None:
         """Take a resident or a waiter off the table's lists: it is paused or finished."""
         if request.queue is not None:
@@ -91,6 +138,7 @@ class RequestTable:
         decoding = [request for queue in self.queues for request in queue]
         for queue in self.queues:
             queue.check_integrity()
+        assert sorted(self._idle) == [queue.index for queue in self.queues if queue.idle]
         _check_states(decoding, RequestState.DECODING)
         _check_states(self.prefilling.values(), RequestState.PREFILLING)
         resident = [r for r in self.requests.values() if r.is_resident]

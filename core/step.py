@@ -47,6 +47,11 @@ class StepPlan:
     """Tokens each chunk computes; prefix hits are not counted."""
     paused_ids: list[int] = field(default_factory=list)
     """Residents that give their blocks back before this step; they resume by recomputing."""
+    moved_ids: list[int] = field(default_factory=list)
+    """Decodes of this queue that belong to another one from now on; they are not in this plan's rows. Only while the
+    queue is idle."""
+    moved_queues: list[int] = field(default_factory=list)
+    """Parallel to ``moved_ids``: the queue each joins."""
 
     # -- booking, by EngineCore
     epoch: int = 0
@@ -54,7 +59,10 @@ class StepPlan:
     decode_slots: Sequence[int] = ()
     decode_positions: Sequence[int] = ()
     decode_tokens: Sequence[int] = ()
-    """Each decode row's input: its last known token, which sits at its position."""
+    """Each decode row's input: its last known token, which sits at its position. Empty where ``feeds_from`` is set."""
+    feeds_from: int | None = None
+    """Set where the plan was made ahead of its tokens: the decode rows' inputs are what the workers sampled up to and
+    including this step."""
     chunk_slots: list[int] = field(default_factory=list)
     chunk_starts: list[int] = field(default_factory=list)
     """Position of each chunk's first token: everything before it is in the cache."""
@@ -75,6 +83,21 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         return len(self.decode_ids) + sum(self.chunk_tokens)
+
+    @property
+    def num_sampled(self) -> int:
+        """Rows whose next token is chosen."""
+        return len(self.decode_ids) + sum(self.chunk_samples)
+
+    @property
+    def context_tokens(self) -> int:
+        """Sum over the step's tokens of the positions each attends to, its own included. Once booked."""
+        chunks = zip(self.chunk_starts, self.chunk_tokens, strict=True)
+        return (
+            sum(self.decode_positions)
+            + len(self.decode_positions)
+            + sum(count * start + count * (count + 1) // 2 for start, count in chunks)
+        )
 
     @property
     def sampled_ids(self) -> list[int]:

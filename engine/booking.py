@@ -18,6 +18,8 @@ def book(core: EngineCore, plan: StepPlan, now: float) -> None:
     Under the state lock. Raises ``SchedulerError`` where the plan needs more blocks than are free; what was booked
     before that stays consistent, and the engine ends with the error.
     """
+    for request_id, target in zip(plan.moved_ids, plan.moved_queues, strict=True):
+        core.table.move(core.table[request_id], target)
     # The order the prediction assumes: newcomers hold their hits before anybody's growth can evict them.
     newcomers = {row: core.table[i] for row, i in enumerate(plan.chunk_ids) if not core.table[i].is_resident}
     for row, request in newcomers.items():
@@ -62,6 +64,9 @@ def _book_decodes(core: EngineCore, plan: StepPlan) -> None:
         plan.decode_slots = [queue.slots[row] for row in rows]
         plan.decode_tokens = [queue.tokens[row] for row in rows]
         plan.decode_positions = [queue.position(request_id) for request_id in plan.decode_ids]
+    if queue.in_flight:
+        # Ahead of its tokens: a row moved here or joined since has a known one, which the workers know as well.
+        plan.feeds_from, plan.decode_tokens = queue.last_pushed, ()
     needed = kv.blocks_to_advance(due)
     if needed > kv.num_free_blocks:
         raise SchedulerError(
@@ -70,7 +75,8 @@ def _book_decodes(core: EngineCore, plan: StepPlan) -> None:
         )
     for request_id in due:
         request = core.table[request_id]
-        core.extend_hashes(request)  # the block before is full, and all its tokens are known
+        # The block before is full, and all its tokens are known: of a row in flight only the last one is not.
+        core.extend_hashes(request)
         kv.publish(request_id, request.block_hashes, queue.position(request_id), plan.step)
         assert request.slot is not None
         plan.grown_slots.append(request.slot)

@@ -41,16 +41,22 @@ class EngineCore:
         resources: ResourceManager,
         *,
         num_queues: int,
+        num_stages: int | None = None,
+        look_ahead: int = 0,
         scheduler_name: str = "default",
     ) -> None:
         self.limits, self.kv, self.scheduler, self.resources = limits, kv, scheduler, resources
         self.scheduler_name = scheduler_name
-        self.table = RequestTable(num_queues, kv.block_size)
+        self.table = RequestTable(num_queues, kv.block_size, num_stages=num_stages or num_queues, look_ahead=look_ahead)
         self.slots = SequenceSlots(limits.max_num_seqs)
         self.view = KVView(kv)
         self.in_flight: deque[InFlight] = deque()
         self.epoch = 0
+        """Rises each time the stages are lost; what was pushed in an earlier one never comes back."""
+        self.stages_up = True
         self.num_preemptions = 0
+        self.num_replays = 0
+        """Residents that were taken back to waiting because their stages were lost."""
         self.outbox: list[Delta] = []
         """Ends decided while scheduling; the output thread delivers them."""
         self.resource_failures: list[ResourceFailure] = []
@@ -107,7 +113,7 @@ class EngineCore:
 
         Raises ``SchedulerError`` naming the scheduler where it raises or breaks a rule; nothing was taken then.
         """
-        while True:
+        while self.stages_up:
             try:
                 plan = self._ask_scheduler(now)
                 if plan is None:
@@ -133,6 +139,7 @@ class EngineCore:
             for name, problem in self.resources.prepare_resources(plan):
                 self._fail_rows(plan, RequestFailedError(f"resource {name} could not prepare: {problem!r}"), now)
             return plan
+        return None
 
     def _ask_scheduler(self, now: float) -> StepPlan | None:
         if self._scheduler_error is not None:
@@ -155,12 +162,14 @@ class EngineCore:
     def _enter(self, plan: StepPlan, now: float) -> None:
         """Enter a booked plan into the FIFO, before anybody pushes it."""
         queue = self.table.queues[plan.queue]
-        queue.in_flight += 1
-        queue.last_pushed = plan.step
+        self.table.enter(plan)
+        ending = queue.ending() if len(plan.decode_ids) else []
+        if ending and len(plan.decode_ids) < len(queue):
+            ending = sorted(set(ending).intersection(plan.decode_ids))
         requests = [self.table[request_id] for request_id in plan.sampled_ids]
         for request_id in plan.chunk_ids:
             self.table[request_id].num_in_flight += 1
-        self.in_flight.append(InFlight(plan, queue.generation, requests, now))
+        self.in_flight.append(InFlight(plan, queue.generation, requests, ending, now))
 
     def pause(self, request: Request, now: float) -> None:
         """Take a resident's blocks back; it waits to be recomputed from its known tokens."""
@@ -201,7 +210,7 @@ class EngineCore:
 
     def _is_stuck(self) -> bool:
         """Nothing is to come back, and somebody is there whom nothing outside will wake."""
-        return not self.in_flight and any(self._unparked())
+        return self.stages_up and not self.in_flight and any(self._unparked())
 
     def _unparked(self) -> Iterator[Request]:
         return (request for request in self.table.requests.values() if request.state is not RequestState.PARKED)
@@ -239,8 +248,8 @@ class EngineCore:
         flight = self.in_flight.popleft()
         plan = flight.plan
         assert plan.step == result.step, f"result of step {result.step}, expected {plan.step}"
-        queue = self.table.queues[plan.queue]
-        queue.in_flight -= 1
+        self.table.come_back(plan)
+        self.table.timing.observe(plan, result)
         retired = Retired(flight)
         for request_id in plan.chunk_ids:
             request = self.table.get(request_id)
@@ -278,6 +287,40 @@ class EngineCore:
             if request is not None and request.is_resident and request.start_step <= plan.step:
                 self.fail(request, error, now)
 
+    # -- the stages' death
+
+    def lose_stages(self, cause: str, now: float, *, replay: bool = True) -> None:
+        """The stages are gone, and with them the cache and whatever was in flight. No plan is made until ``stages_up``.
+
+        Residents go back to waiting with their known tokens, or fail with ``cause`` where ``replay`` is off. A request
+        that was in flight at two deaths fails: it may be what kills them.
+        """
+        self.epoch += 1
+        self.stages_up = False
+        suspects: set[int] = set()
+        while self.in_flight:
+            plan = self.in_flight.popleft().plan
+            self.table.come_back(plan)
+            suspects.update((*plan.decode_ids, *plan.chunk_ids))
+        for request in list(self.table.residents()):
+            if request.request_id in suspects:
+                request.num_deaths += 1
+            if not replay or request.num_deaths > 1:
+                self.fail(request, RequestFailedError(f"the stages were lost: {cause}"), now)
+                continue
+            preemptions = self.num_preemptions
+            self.pause(request, now)
+            self.num_preemptions = preemptions
+            if request.state is RequestState.PAUSED:
+                self.num_replays += 1
+                self._tell_scheduler(self.scheduler.add, request)
+        self.kv.reset_prefix_cache()
+        self._finished_ids, self._paused_ids = [], []
+
+    def regain_stages(self) -> None:
+        """New stages with empty books and an empty cache are up."""
+        self.stages_up = True
+
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where the books disagree with each other."""
         self.kv.check_integrity()
@@ -285,6 +328,7 @@ class EngineCore:
         assert self.table.num_resident == self.limits.max_num_seqs - self.slots.available()
         for queue in self.table.queues:
             assert queue.in_flight == sum(flight.plan.queue == queue.index for flight in self.in_flight)
+        assert self.table.num_tokens_in_flight == sum(flight.plan.num_tokens for flight in self.in_flight)
         for request in self.table.prefilling.values():
             steps = [flight.plan.step for flight in self.in_flight if request.request_id in flight.plan.chunk_ids]
             assert request.num_in_flight == sum(step >= request.start_step for step in steps), request.external_id

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from ..core.config import EngineConfig
 from ..core.errors import EngineDeadError
+from ..core.trace import StepStats
 from ..core.version import __version__
 from ..kvcache.kv_cache_manager import KVCacheManager
 from ..kvcache.resources import BaseResourceManager, ResourceManager
@@ -23,7 +24,6 @@ from ..schedulers.limits import Limits
 from ..schedulers.registry import find_scheduler
 from .core import EngineCore
 from .executors.base import Executor, ExecutorInfo
-from .stats import StepStats
 from .threads.delivery_thread import DeliveryThread
 from .threads.output_thread import OutputThread
 from .threads.scheduling_thread import SchedulingThread
@@ -187,7 +187,9 @@ class _StateMaker:
             kv,
             self._make_scheduler(limits, resources),
             resources,
-            num_queues=self._num_stages,
+            num_queues=settings.num_queues or self._num_stages,
+            num_stages=self._num_stages,
+            look_ahead=int(settings.schedule_ahead),
             scheduler_name=settings.scheduler,
         )
         return EngineState(core, max_num_waiting=settings.max_num_waiting)

@@ -13,6 +13,7 @@ from ..core.config import EngineConfig, EngineSettings
 from ..core.errors import CapacityError, EngineDeadError, InvalidParamsError, QueueFullError
 from ..core.outputs import RequestOutput
 from ..core.sampling_params import SamplingParams
+from ..core.trace import StepStats
 from ..kvcache.resources import BaseResourceManager
 from ..workers.model_engine import ModelEngine
 from ..workers.sampler import BatchSampler, SamplerFactory
@@ -22,7 +23,6 @@ from .engine import Engine
 from .executors.registry import ExecutorSpec, make_executor
 from .input_processor import InputProcessor, Prompt
 from .loading import ModelSource, find_model, loading_bar
-from .stats import StepStats
 from .stream import QueueSink, RequestStream
 from .tokenizer import Message, Tokenizer
 

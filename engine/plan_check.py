@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..core.errors import SchedulerError
 from ..core.request import RequestState
 from ..core.request_table import RequestTable
@@ -18,8 +20,10 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
     if not 0 <= plan.queue < len(table.queues):
         refuse(f"queue {plan.queue} of {len(table.queues)}")
     queue = table.queues[plan.queue]
-    if plan.num_rows and not queue.idle:
+    ahead = not queue.idle
+    if plan.num_rows and ahead and queue not in table.queues_to_look_ahead():
         refuse(f"queue {plan.queue} is in flight")
+    _check_moves(plan, table, refuse)
     if len(plan.chunk_ids) != len(plan.chunk_tokens):
         refuse(f"{len(plan.chunk_ids)} chunk ids with {len(plan.chunk_tokens)} token counts")
     if plan.num_rows > limits.max_micro_batch_seqs:
@@ -38,7 +42,9 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
     for request_id in plan.decode_ids:
         if request_id not in queue:
             refuse(f"decodes request {request_id}, which is not in queue {plan.queue}")
-    rows = [*plan.decode_ids, *plan.chunk_ids]
+    if ahead and not (ending := set(queue.ending())).isdisjoint(plan.decode_ids):
+        refuse(f"decodes requests {sorted(ending.intersection(plan.decode_ids))}, which end with the step in flight")
+    rows = [*plan.decode_ids, *plan.chunk_ids, *plan.moved_ids]
     if len(set(rows)) != len(rows) or not seen.isdisjoint(rows):
         refuse("a request stands in it twice")
     newcomers = 0
@@ -56,3 +62,15 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
         newcomers += request is not None and not request.is_resident
     if table.num_resident - len(seen) + newcomers > limits.max_num_seqs:
         refuse(f"more residents than max_num_seqs, {limits.max_num_seqs}")
+
+
+def _check_moves(plan: StepPlan, table: RequestTable, refuse: Callable[[str], None]) -> None:
+    if len(plan.moved_ids) != len(plan.moved_queues):
+        refuse(f"{len(plan.moved_ids)} moved ids with {len(plan.moved_queues)} queues")
+    if plan.moved_ids and not table.queues[plan.queue].idle:
+        refuse(f"moves decodes out of queue {plan.queue}, which is in flight")
+    for request_id, target in zip(plan.moved_ids, plan.moved_queues, strict=True):
+        if request_id not in table.queues[plan.queue]:
+            refuse(f"moves request {request_id}, which is not in queue {plan.queue}")
+        if target == plan.queue or not 0 <= target < len(table.queues):
+            refuse(f"moves request {request_id} to queue {target} of {len(table.queues)}")

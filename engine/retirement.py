@@ -21,9 +21,12 @@ class InFlight:
     """The queue's when it was booked: unchanged means that every decode row still stands."""
     requests: list[Request]
     """In the order of ``plan.sampled_ids``."""
-    pushed_at: float
-    schedule_seconds: float = 0.0
-    """What scheduling and booking took; noted by the scheduling thread."""
+    ending: list[int]
+    """Decodes whose limit is reached by the token this plan samples."""
+    began_at: float
+    booked_at: float = 0.0
+    pushed_at: float = 0.0
+    """Noted by the scheduling thread when ``push`` returned; 0 where the result was faster."""
 
 
 @dataclass(slots=True)
@@ -60,8 +63,9 @@ def advance(table: RequestTable, retired: Retired, tokens: list[int], now: float
     flight = retired.flight
     queue, num_decodes = table.queues[flight.plan.queue], len(flight.plan.decode_ids)
     _advance_decodes(queue, retired, tokens[:num_decodes])
-    for request_id in queue.due_for_length():
-        retired.finished[request_id] = (FinishReason.LENGTH, None)
+    for request_id in flight.ending:
+        if request_id in queue:
+            retired.finished[request_id] = (FinishReason.LENGTH, None)
     for row in range(num_decodes, len(tokens)):
         request = flight.requests[row]
         if _still_prefills(request, flight.plan):

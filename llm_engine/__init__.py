@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from .core.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
     from .core.sampling_params import SamplingParams
     from .core.step import StepPlan, TokenLogprobs
+    from .core.trace import StepStats
     from .engine.executors.base import Executor
     from .engine.llm import LLM
-    from .engine.stats import StepStats
     from .engine.stream import RequestStream
     from .kvcache.resources import BaseResourceManager
     from .schedulers.base import Capacity, MicroBatch, Ordering, Scheduler, Verdict
@@ -53,9 +53,9 @@ _HOMES = {
     "core.outputs": ("CompletionOutput", "FinishReason", "RequestMetrics", "RequestOutput"),
     "core.sampling_params": ("SamplingParams",),
     "core.step": ("StepPlan", "TokenLogprobs"),
+    "core.trace": ("StepStats",),
     "engine.executors.base": ("Executor",),
     "engine.llm": ("LLM",),
-    "engine.stats": ("StepStats",),
     "engine.stream": ("RequestStream",),
     "kvcache.resources": ("BaseResourceManager",),
     "schedulers.base": ("Capacity", "MicroBatch", "Ordering", "Scheduler", "Verdict"),

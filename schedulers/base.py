@@ -101,11 +101,16 @@ class Scheduler:
         self.ordering.remove(request_id)
 
     def schedule(self, now: float, table: TableView, kv: KVView) -> StepPlan | None:
-        """The next micro-batch, for the queue idle longest that has something to run; ``None`` if nothing can run.
+        """The next micro-batch: for the queue idle longest that has something to run, else for one whose tokens are
+        still to come; ``None`` if nothing can run.
 
         A plan without rows only pauses.
         """
         for queue in table.idle_queues():
+            plan = self._plan_for(queue, now, table, kv)
+            if plan is not None:
+                return plan
+        for queue in table.queues_to_look_ahead():
             plan = self._plan_for(queue, now, table, kv)
             if plan is not None:
                 return plan
@@ -119,6 +124,8 @@ class Scheduler:
         self.micro_batch.form(step, self.ordering, self.capacity)
         if not step.plan.num_rows and not step.plan.paused_ids:
             return None
+        if step.ahead and (step.plan.paused_ids or step.is_short):
+            return None  # nobody is put out for a guess: when the tokens are known the queue is asked again
         for request in step.admitted:
             self.ordering.remove(request.request_id)
         for request_id in step.plan.paused_ids:

@@ -33,6 +33,10 @@ class SchedulingPass:
         self.tokens_left = limits.max_num_batched_tokens
         self.rows_left = limits.max_micro_batch_seqs
         self.seats_left = limits.max_num_seqs - table.num_resident
+        self.ahead = not queue.idle
+        """Whether the queue's last micro-batch is still in flight, so that its decodes' inputs are not known yet."""
+        self.is_short = False
+        """Whether a decode was left out for want of a block."""
         self.admitted: list[RequestView] = []
         self._paused: set[int] = set()
         self._promised: int | None = None

@@ -6,6 +6,7 @@ block that the engine hands to somebody else in plan N still belongs to its old 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +45,18 @@ class SamplingRows:
     """Chunks of requests that want their prompt scored."""
 
 
+@dataclass(slots=True)
+class FedRows:
+    """Places for the tokens of one step."""
+
+    request_ids: Int64
+    """[S]"""
+    slots: Int64
+    """[S]"""
+    positions: Int64
+    """[S]"""
+
+
 class SlotTable:
     """Called by the stage's own thread only. ``tokens`` and ``num_prompt_tokens`` may be read by its sampler.
 
@@ -76,7 +89,8 @@ class SlotTable:
         if len(plan.decode_ids):
             slots = np.asarray(plan.decode_slots, np.int64)
             assert np.array_equal(self._request_ids[slots], np.asarray(plan.decode_ids)), "decode rows: wrong slots"
-            self.tokens[slots, np.asarray(plan.decode_positions)] = plan.decode_tokens
+            if plan.feeds_from is None:
+                self.tokens[slots, np.asarray(plan.decode_positions)] = plan.decode_tokens
         for slot, request_id in zip(plan.chunk_slots, plan.chunk_ids, strict=True):
             assert self._request_ids[slot] == request_id, "chunk rows: wrong slots"
 
@@ -92,8 +106,11 @@ class SlotTable:
         num_tokens = int(query_starts[-1])
         token_ids = np.empty(num_tokens, np.int64)
         positions = np.empty(num_tokens, np.int64)
-        token_ids[:num_decodes] = plan.decode_tokens
         positions[:num_decodes] = plan.decode_positions
+        if plan.feeds_from is None:
+            token_ids[:num_decodes] = plan.decode_tokens
+        else:
+            token_ids[:num_decodes] = self.tokens[row_slots[:num_decodes], positions[:num_decodes]]
         at = num_decodes
         for slot, start, count in zip(plan.chunk_slots, plan.chunk_starts, plan.chunk_tokens, strict=True):
             token_ids[at : at + count] = self.tokens[slot, start : start + count]
@@ -117,6 +134,25 @@ class SlotTable:
             slot_mapping=blocks * self.block_size + positions % self.block_size,
             logit_rows=self._logit_rows(plan),
         )
+
+    def fed_rows(self, plan: StepPlan) -> FedRows:
+        """Where the tokens that the applied plan samples will stand, in the order of ``StepPlan.sampled_ids``."""
+        ends = [
+            (slot, start + count)
+            for slot, start, count, samples in zip(
+                plan.chunk_slots, plan.chunk_starts, plan.chunk_tokens, plan.chunk_samples, strict=True
+            )
+            if samples
+        ]
+        slots = np.asarray([*plan.decode_slots, *(slot for slot, _ in ends)], np.int64)
+        positions = np.asarray([*(p + 1 for p in plan.decode_positions), *(end for _, end in ends)], np.int64)
+        return FedRows(self._request_ids[slots], slots, positions)
+
+    def feed(self, rows: FedRows, tokens: Sequence[int]) -> None:
+        """Enter tokens just sampled, from which a plan made ahead of them goes on. What no longer has its slot, or has
+        no further position, is left out."""
+        inside = (self._request_ids[rows.slots] == rows.request_ids) & (rows.positions < self.tokens.shape[1])
+        self.tokens[rows.slots[inside], rows.positions[inside]] = np.asarray(tokens, np.int32)[inside]
 
     def sampling_rows(self, plan: StepPlan) -> SamplingRows:
         """Where in the logits of ``batch(plan)`` the sampled rows are."""

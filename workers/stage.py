@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.step import StepPlan, StepResult
 from .model_engine import ModelEngine, ModelInfo, Progress
 from .sampler import Sampler, SamplerFactory
-from .slots import SlotTable
+from .slots import FedRows, SlotTable
 
 _TRACEBACK_FRAMES = 6
 
@@ -29,7 +29,12 @@ class StageOutput:
 
 
 class Stage:
-    """Called by one thread only, in this order: ``load``, ``allocate``, ``execute``..., ``release``."""
+    """Called by one thread only, in this order: ``load``, ``allocate``, ``execute``..., ``release``.
+
+    With ``feeds_back`` plans may be made ahead of their tokens (``StepPlan.feeds_from``). The last stage then feeds
+    itself; the first of several is told by ``feed`` what each step sampled, and executes such a plan only once it
+    ``can_execute`` it.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Stage:
         index: int,
         num_stages: int,
         max_num_seqs: int,
+        feeds_back: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.index = index
@@ -50,6 +56,10 @@ class Stage:
         self._info: ModelInfo | None = None
         self._slots: SlotTable | None = None
         self._sampler: Sampler | None = None
+        self._is_fed = feeds_back and index == 0 and num_stages > 1
+        self._feeds_itself = feeds_back and self.is_last
+        self._unfed: dict[int, FedRows] = {}
+        """By step: places for tokens that the last stage has not told of yet."""
 
     def load(self, progress: Progress | None = None) -> ModelInfo:
         """Load the stage's weights. Raises what the model engine raises."""
@@ -73,7 +83,10 @@ class Stage:
         """
         assert self._slots is not None, "allocate comes first"
         began = self._clock()
+        assert self.can_execute(plan), f"step {plan.step} goes on from tokens that are not here"
         self._slots.apply(plan)
+        if self._is_fed:
+            self._unfed[plan.step] = self._slots.fed_rows(plan)
         if self._sampler is not None:
             for start in plan.starts:
                 self._sampler.start(start)
@@ -97,6 +110,17 @@ class Stage:
         result.busy = busy
         return result
 
+    def can_execute(self, plan: StepPlan) -> bool:
+        """Whether every token that the plan goes on from has been fed."""
+        return plan.feeds_from is None or not any(step <= plan.feeds_from for step in self._unfed)
+
+    def feed(self, step: int, tokens: Sequence[int]) -> None:
+        """What the last stage sampled in a step; nothing where the step failed. For the first stage of several."""
+        assert self._slots is not None
+        rows = self._unfed.pop(step)
+        if len(tokens):
+            self._slots.feed(rows, tokens)
+
     def release(self) -> None:
         """Drop weights, pool and books. Callable twice and before ``load``."""
         self._model_engine.release()
@@ -110,6 +134,8 @@ class Stage:
             logits = logits[rows.logit_rows]
         if len(rows.slots):
             result.tokens, result.logprobs = sampler.sample(logits, rows.slots, rows.positions)
+            if self._feeds_itself:
+                self._slots.feed(self._slots.fed_rows(plan), result.tokens)
 
 
 def describe(exc: BaseException) -> str:

@@ -33,7 +33,14 @@ class StageDied:
     cause: str
 
 
-Collected = StepResult | Wake | StageDied | None
+@dataclass(frozen=True, slots=True)
+class StagesUp:
+    """``restart`` is through: the stages take plans of this epoch, with empty books and an empty cache."""
+
+    epoch: int
+
+
+Collected = StepResult | Wake | StageDied | StagesUp | None
 """What ``collect`` hands over; ``None`` when the time ran out."""
 
 
@@ -60,6 +67,19 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def wake(self) -> None:
         """Make the current or next ``collect`` return a ``Wake``. Calls before it is seen count as one."""
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether ``restart`` may be called after a ``StageDied``."""
+        return False
+
+    def restart(self, epoch: int) -> None:
+        """After a ``StageDied``: begin to start all stages anew, for plans of ``epoch``. Output thread; does not wait.
+
+        ``collect`` goes on to report wake-ups meanwhile, and ``StagesUp`` or another ``StageDied`` at the end. Plans of
+        an earlier epoch, also those pushed later, are dropped, and no result of them is reported.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def shutdown(self) -> None:

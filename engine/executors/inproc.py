@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -32,6 +33,8 @@ class InprocExecutor(Executor):
 
     The pool has ``num_kv_blocks`` blocks where given, else what ``kv_cache_memory`` bytes hold over all stages, else
     what the free memory holds, at most what ``max_num_seqs`` requests of full length can use.
+
+    With ``feeds_back`` plans may be pushed ahead of their tokens (``Stage``).
     """
 
     def __init__(
@@ -45,9 +48,11 @@ class InprocExecutor(Executor):
         kv_cache_memory: int | None = None,
         make_sampler: SamplerFactory = BatchSampler,
         progress: Progress | None = None,
+        feeds_back: bool = True,
         name: str = "llm-engine",
     ) -> None:
         self._num_stages = num_stages
+        self._feeds_back = feeds_back
         self._max_num_seqs = max_num_seqs
         self._block_size = block_size if block_size is not None else DEFAULT_BLOCK_SIZE
         self._num_kv_blocks = num_kv_blocks
@@ -115,6 +120,8 @@ class InprocExecutor(Executor):
     def _make_threads(self) -> None:
         """The last stage first, since each hands its output to the next one's inbox."""
         send: Callable[[Any], None] = self._events.put
+        if self._feeds_back and self._num_stages > 1:
+            send = _feeding(self._events, self._threads)
         for index in reversed(range(self._num_stages)):
             thread = _StageThread(
                 f"{self._name}-stage-{index}", index, self._stage_maker(index), send, self._events.put, self._stopping
@@ -124,9 +131,14 @@ class InprocExecutor(Executor):
 
     def _stage_maker(self, index: int) -> Callable[[], Stage]:
         make_model_engine, make_sampler = self._make_model_engine, self._make_sampler
-        num_stages, max_num_seqs = self._num_stages, self._max_num_seqs
+        num_stages, max_num_seqs, feeds_back = self._num_stages, self._max_num_seqs, self._feeds_back
         return lambda: Stage(
-            make_model_engine(index), make_sampler, index=index, num_stages=num_stages, max_num_seqs=max_num_seqs
+            make_model_engine(index),
+            make_sampler,
+            index=index,
+            num_stages=num_stages,
+            max_num_seqs=max_num_seqs,
+            feeds_back=feeds_back,
         )
 
     def _choose_num_blocks(self, infos: list[ModelInfo]) -> int:
@@ -158,6 +170,14 @@ class _Pool:
     block_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """From the last stage to the first: what a step sampled."""
+
+    step: int
+    tokens: list[int]
+
+
 @dataclass(slots=True)
 class _Work:
     plan: StepPlan
@@ -181,7 +201,7 @@ class _StageThread(threading.Thread):
         stopping: threading.Event,
     ) -> None:
         super().__init__(name=name, daemon=True)
-        self.inbox: SimpleQueue[_Pool | _Work | None] = SimpleQueue()
+        self.inbox: SimpleQueue[_Pool | _Work | _Fed | None] = SimpleQueue()
         self._index = index
         self._make_stage: Callable[[], Stage] | None = make_stage
         self._progress: Progress | None = None
@@ -230,21 +250,41 @@ class _StageThread(threading.Thread):
                 stage.release()
 
     def _serve(self, stage: Stage) -> None:
-        while (work := self.inbox.get()) is not None and not self._stopping.is_set():
-            assert isinstance(work, _Work)
-            output = stage.execute(work.plan, work.received)
-            if isinstance(output, StageOutput):
-                # The next stage reads it while this one computes the next step over its own buffers.
-                output.hidden = _copy(output.hidden)
-                self._send(_Work(work.plan, output))
+        held: deque[_Work] = deque()
+        """Plans made ahead of tokens that have not been fed yet, and those behind them."""
+        while (item := self.inbox.get()) is not None and not self._stopping.is_set():
+            if isinstance(item, _Fed):
+                stage.feed(item.step, item.tokens)
             else:
-                self._send(output)
+                assert isinstance(item, _Work)
+                held.append(item)
+            while held and stage.can_execute(held[0].plan):
+                self._execute(stage, held.popleft())
+
+    def _execute(self, stage: Stage, work: _Work) -> None:
+        output = stage.execute(work.plan, work.received)
+        if isinstance(output, StageOutput):
+            # The next stage reads it while this one computes the next step over its own buffers.
+            output.hidden = _copy(output.hidden)
+            self._send(_Work(work.plan, output))
+        else:
+            self._send(output)
 
     def _await_reply(self) -> ModelInfo | None:
         reply = self._replies.get()
         if isinstance(reply, BaseException):
             raise reply
         return reply
+
+
+def _feeding(events: SimpleQueue[Any], threads: list[_StageThread]) -> Callable[[StepResult], None]:
+    """What the last stage does with a result where the first one goes on from it. Holds nothing of the executor."""
+
+    def send(result: StepResult) -> None:
+        threads[0].inbox.put(_Fed(result.step, result.tokens))
+        events.put(result)
+
+    return send
 
 
 def _in_all(progress: Progress | None, loaded: list[ModelInfo], num_stages: int) -> Progress | None:

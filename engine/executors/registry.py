@@ -47,4 +47,5 @@ def make_inproc(spec: ExecutorSpec) -> Executor:
         kv_cache_memory=config.cache.kv_cache_memory,
         make_sampler=spec.make_sampler,
         progress=spec.progress,
+        feeds_back=config.scheduler.schedule_ahead,
     )

@@ -8,15 +8,16 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from ...core.cost_model import StepShape
 from ...core.errors import EngineDeadError
 from ...core.outputs import FinishReason
 from ...core.step import StepResult
+from ...core.trace import StepStats
 from ...kvcache.resources import ResourceFailure
 from ...metrics.engine_metrics import EngineMetrics
 from ..delta import Delta
 from ..executors.base import Executor, ExecutorInfo, StageDied
 from ..retirement import Retired
-from ..stats import StepStats
 from .reporting import deltas_of, record_finished, record_step
 from .state import EngineState
 
@@ -69,7 +70,7 @@ class OutputThread:
         """Take in one result, wake-up or death, and tell those concerned. False when the engine is over."""
         collected = self._executor.collect(timeout)
         if isinstance(collected, StepResult):
-            self._retire(state, collected)
+            self._retire(state, collected, state.clock())
         elif isinstance(collected, StageDied):
             state.die(EngineDeadError(f"stage {collected.stage} died: {collected.cause}"))
         else:
@@ -80,13 +81,13 @@ class OutputThread:
             _log(failures)
         return not state.over
 
-    def _retire(self, state: EngineState, result: StepResult) -> None:
+    def _retire(self, state: EngineState, result: StepResult, collected_at: float) -> None:
         with state.changed:
             now = state.clock()
             retired = state.core.retire(result, now)
             if retired is None:
                 return
-            stats = self._stats_of(state, retired, result, now)
+            stats = self._stats_of(state, retired, result, collected_at, now)
             failures, state.core.resource_failures = state.core.resource_failures, []
             state.bump()
         self._stats.append(stats)
@@ -97,24 +98,34 @@ class OutputThread:
         _log(failures)
 
     @staticmethod
-    def _stats_of(state: EngineState, retired: Retired, result: StepResult, now: float) -> StepStats:
+    def _stats_of(
+        state: EngineState, retired: Retired, result: StepResult, collected_at: float, update_at: float
+    ) -> StepStats:
         core, flight, plan = state.core, retired.flight, retired.flight.plan
+        shape = StepShape.of(plan)
         return StepStats(
+            epoch=plan.epoch,
             step=plan.step,
             queue=plan.queue,
             num_decodes=len(plan.decode_ids),
             num_chunks=len(plan.chunk_ids),
-            num_tokens=plan.num_tokens,
+            num_tokens=shape.num_tokens,
+            context_tokens=shape.context_tokens,
+            kv_tokens=shape.kv_tokens,
+            num_sampled=shape.num_sampled,
+            ahead=plan.feeds_from is not None,
             num_paused=len(plan.paused_ids),
             num_resumed=len(plan.resumed_ids),
             num_finished=len(retired.finished),
             num_running=core.table.num_resident,
             num_waiting=core.num_waiting,
             kv_usage=core.kv.usage,
-            pushed_at=flight.pushed_at,
-            retired_at=now,
-            schedule_seconds=flight.schedule_seconds,
-            update_seconds=state.clock() - now,
+            began_at=flight.began_at,
+            booked_at=flight.booked_at,
+            pushed_at=flight.pushed_at or flight.booked_at,
+            collected_at=collected_at,
+            update_at=update_at,
+            retired_at=state.clock(),
             busy=tuple(result.busy),
             failed=result.error is not None,
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from ...core.outputs import FinishReason
 from ...core.request import RequestEvent
 from ...core.step import StepResult, TokenLogprobs
+from ...core.trace import StepStats
 from ...metrics.engine_metrics import EngineMetrics, FinishedSample, FirstTokenSample, StepSample
 from ..delta import Delta
 from ..retirement import Retired
-from ..stats import StepStats
 
 
 def deltas_of(retired: Retired, result: StepResult, now: float) -> list[Delta]:

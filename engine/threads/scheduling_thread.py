@@ -46,10 +46,12 @@ class SchedulingThread:
             if plan is None:
                 self._seen = state.version
             else:
-                state.core.in_flight[-1].schedule_seconds = state.clock() - began
+                flight = state.core.in_flight[-1]
+                flight.booked_at = state.clock()
             must_wake = bool(state.core.outbox)
         if plan is not None:
             self._executor.push(plan)
+            flight.pushed_at = state.clock()  # nobody else writes it; a result that was faster reads 0
         if must_wake:
             self._executor.wake()
         return True

@@ -48,6 +48,7 @@ class GreedyMicroBatch(MicroBatch):
             # Where nobody is left to pause (the others are in flight), rows without a block sit this one out.
             stalled = set()
             while needed > step.kv.free_blocks:
+                step.is_short = True
                 stalled.add(due.pop())
                 needed = step.kv.blocks_to_advance(due)
             ids = [i for i in ids if not step.is_paused(i) and i not in stalled]
@@ -55,7 +56,9 @@ class GreedyMicroBatch(MicroBatch):
 
     def _rows(self, step: SchedulingPass) -> Sequence[int]:
         """The queue's rows; where they exceed a micro-batch, the next ones in turn."""
-        ids = step.queue.ids
+        ids: Sequence[int] = step.queue.ids
+        if step.ahead and (ending := set(step.queue.ending())):
+            ids = [request_id for request_id in ids if request_id not in ending]
         limit = min(step.rows_left, step.tokens_left)
         if len(ids) <= limit:
             return ids[:]

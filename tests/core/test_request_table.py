@@ -12,6 +12,7 @@ from llm_engine.core.decode_queue import DecodeQueue
 from llm_engine.core.request import Request, RequestId, RequestState
 from llm_engine.core.request_table import RequestTable
 from llm_engine.core.sampling_params import SamplingParams
+from llm_engine.core.step import StepPlan
 
 
 def decoding(
@@ -75,7 +76,7 @@ class Model:
         else:
             for request_id in chosen:
                 self.queue.set_token(request_id, request_id % 50)
-        for request_id in self.queue.due_for_length():
+        for request_id in self.queue.ending():
             self.table.leave(self.rows.pop(request_id).request, RequestState.FINISHED)
 
     def check(self) -> None:
@@ -86,7 +87,7 @@ class Model:
         assert dict(zip(queue.ids, queue.positions(), strict=True)) == {i: row.position for i, row in rows.items()}
         assert all(queue.position(i) == row.position for i, row in rows.items())
         assert sorted(queue.due_for_block()) == sorted(i for i, r in rows.items() if r.position % self.block_size == 0)
-        assert sorted(queue.due_for_length()) == sorted(i for i, row in rows.items() if row.reached)
+        assert sorted(queue.ending()) == sorted(i for i, row in rows.items() if row.reached)
         assert [request.request_id for request in queue] == list(queue.ids)
         assert list(queue.slots) == list(queue.ids)
 
@@ -129,19 +130,19 @@ def test_a_row_is_due_for_a_block_when_its_next_position_opens_one() -> None:
     assert sorted(table.queues[0].due_for_block()) == [0, 1]
 
 
-def test_a_row_is_due_for_length_when_its_last_token_was_pushed() -> None:
+def test_a_row_is_ending_when_its_last_token_was_pushed() -> None:
     table = RequestTable(1, 4)
     decoding(table, 0, 5, 6, 0)
     decoding(table, 1, 5, 7, 0)
     queue = table.queues[0]
-    assert queue.due_for_length() == []
+    assert queue.ending() == []
     queue.advance([])
-    assert queue.due_for_length() == [0]
+    assert queue.ending() == [0]
     queue.remove(0)
     queue.advance([1])
-    assert queue.due_for_length() == []
+    assert queue.ending() == []
     queue.advance([])
-    assert queue.due_for_length() == [1]
+    assert queue.ending() == [1]
 
 
 def test_the_last_row_takes_the_place_of_one_that_leaves() -> None:
@@ -163,9 +164,29 @@ def test_the_last_row_takes_the_place_of_one_that_leaves() -> None:
 def test_the_queue_idle_longest_comes_first() -> None:
     table = RequestTable(3, 4)
     assert [queue.index for queue in table.idle_queues()] == [0, 1, 2]
-    table.queues[0].last_pushed, table.queues[1].last_pushed, table.queues[2].last_pushed = 5, 9, 2
-    table.queues[1].in_flight = 1
+    plans = [StepPlan(queue=queue, step=step) for step, queue in enumerate((1, 0, 1))]
+    table.enter(plans[0])
+    table.enter(plans[1])
+    assert [queue.index for queue in table.idle_queues()] == [2]
+    table.come_back(plans[0])
+    assert [queue.index for queue in table.idle_queues()] == [2, 1]
+    table.enter(plans[2])
+    table.come_back(plans[1])
     assert [queue.index for queue in table.idle_queues()] == [2, 0]
+    table.check_integrity()
+
+
+def test_looking_ahead_takes_a_queue_in_flight_with_enough_micro_batches_behind_it() -> None:
+    table = RequestTable(3, 4, num_stages=3, look_ahead=1)
+    plans = [StepPlan(queue=queue, step=step) for step, queue in enumerate((0, 1, 2, 0), start=1)]
+    table.enter(plans[0])
+    table.enter(plans[1])
+    assert table.queues_to_look_ahead() == [], "one other is behind it, and three stages want two"
+    table.enter(plans[2])
+    assert [queue.index for queue in table.queues_to_look_ahead()] == [0]
+    table.enter(plans[3])
+    assert [queue.index for queue in table.queues_to_look_ahead()] == [1], "one step ahead, not two"
+    assert RequestTable(1, 4).look_ahead == 0
 
 
 def test_who_is_in_flight() -> None:

@@ -81,6 +81,7 @@ class CoreDriver:
         self,
         *,
         num_queues: int = 1,
+        look_ahead: int = 0,
         num_blocks: int = 20,
         block_size: int = 4,
         max_num_seqs: int = 4,
@@ -100,7 +101,7 @@ class CoreDriver:
         managers = ResourceManager(resources)
         self.core = EngineCore(
             self.limits, self.kv, scheduler or make_scheduler(SchedulerConfig(), self.limits, managers), managers,
-            num_queues=num_queues, scheduler_name="under-test",
+            num_queues=num_queues, look_ahead=look_ahead, scheduler_name="under-test",
         )  # fmt: skip
         self.stages = [self._make_stage(index, num_queues) for index in range(num_queues)]
         for stage in self.stages:

@@ -13,9 +13,9 @@ from llm_engine.core.outputs import FinishReason
 from llm_engine.core.request import Request, RequestId
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import StepPlan, StepResult
+from llm_engine.core.trace import StepStats
 from llm_engine.engine.core import EngineCore
 from llm_engine.engine.executors.base import Collected, Executor, ExecutorInfo, Wake
-from llm_engine.engine.stats import StepStats
 from llm_engine.engine.stream import QueueSink
 from llm_engine.engine.threads.output_thread import OutputThread
 from llm_engine.engine.threads.scheduling_thread import SchedulingThread

@@ -22,7 +22,7 @@ def books() -> Books:
     made.prefilling(8, 8, in_flight=1)
     made.waiting(5)
     made.waiting(9)
-    made.table.queues[1].in_flight = 1
+    made.in_flight(1)
     return made
 
 

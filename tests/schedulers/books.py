@@ -37,6 +37,7 @@ class Books:
         resources: Sequence[BaseResourceManager] = (),
     ) -> None:
         self.table = RequestTable(num_queues, 4)
+        self._steps = 0
         self.kv = KVCacheManager(num_blocks + 1, 4, sliding_window=window)
         self.view = KVView(self.kv)
         self.limits = Limits(max_num_seqs, max_micro_batch_seqs, max_num_batched_tokens, chunk_unit, threshold)
@@ -72,6 +73,11 @@ class Books:
         self.table.start_prefill(request)
         self.table.start_decode(request, queue)
         return request
+
+    def in_flight(self, queue: int) -> None:
+        """A plan was pushed for this queue."""
+        self._steps += 1
+        self.table.enter(StepPlan(queue=queue, step=self._steps))
 
     def _hold(self, request: Request, computed: int) -> None:
         request.slot = request.request_id

@@ -31,7 +31,7 @@ def test_decodes_of_other_queues_stay_out_and_a_plan_names_its_queue() -> None:
     books = Books(num_queues=2)
     books.decoding(7, queue=0)
     books.decoding(7, queue=1)
-    books.table.queues[0].in_flight = 1
+    books.in_flight(0)
     plan = books.plan()
     assert plan is not None
     assert (plan.queue, list(plan.decode_ids)) == (1, [1])
@@ -192,7 +192,7 @@ def test_where_nobody_is_left_to_pause_rows_without_a_block_sit_out() -> None:
     capacity = books.scheduler.capacity
     capacity.make_room = lambda step, num_blocks: False  # type: ignore[method-assign]
     books.prefilling(4, 4, in_flight=1)
-    books.table.queues[1].in_flight = 1
+    books.in_flight(1)
     plan = books.plan()
     assert plan is not None
     assert (list(plan.decode_ids), plan.paused_ids) == ([1], [])
@@ -220,7 +220,7 @@ def test_a_prompt_that_finds_no_room_pauses_itself_and_somebody_else_may_run() -
     books = Books(num_queues=2, num_blocks=5)
     books.decoding(12, queue=0)
     books.prefilling(16, 8)
-    books.table.queues[0].in_flight = 1
+    books.in_flight(0)
     plan = books.plan()
     assert plan is not None
     assert (plan.num_rows, plan.paused_ids) == (0, [1])

@@ -48,7 +48,7 @@ def test_who_is_in_flight_or_in_the_plan_stays() -> None:
     for queue in (0, 0, 1):
         books.decoding(9, queue=queue)
     books.prefilling(9, 8, in_flight=1)
-    books.table.queues[1].in_flight = 1
+    books.in_flight(1)
     step = books.a_pass()
     step.add_decodes([1], 0)
     assert not MaxUtilization().make_room(step, 5)
