@@ -18,11 +18,11 @@ from ..core.errors import EngineDeadError
 from ..core.trace import StepStats
 from ..core.version import __version__
 from ..kvcache.kv_cache_manager import KVCacheManager
-from ..kvcache.resources import BaseResourceManager, ResourceManager
+from ..kvcache.resources import BaseResourceManager
 from ..metrics.engine_metrics import BooksSample, EngineMetrics
 from ..schedulers.limits import Limits
 from ..schedulers.registry import find_scheduler
-from .core import EngineCore
+from .assembly import make_core
 from .executors.base import Executor, ExecutorInfo
 from .threads.delivery_thread import DeliveryThread
 from .threads.output_thread import OutputThread
@@ -167,32 +167,17 @@ class _StateMaker:
 
     def __call__(self, info: ExecutorInfo) -> EngineState:
         self.info = info
-        config, settings = self._config, self._config.scheduler
-        limits = Limits(
-            max_num_seqs=settings.max_num_seqs,
-            max_micro_batch_seqs=settings.max_micro_batch_seqs or settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens or (2048 if self._on_cuda else 512),
-            chunk_unit=settings.chunk_unit or info.block_size,
-            long_prefill_token_threshold=settings.long_prefill_token_threshold,
-        )
-        kv = KVCacheManager(
-            info.num_kv_blocks,
-            info.block_size,
-            enable_prefix_caching=config.cache.enable_prefix_caching,
-            sliding_window=info.model.sliding_window,
-        )
-        resources = ResourceManager(self._resources)
-        core = EngineCore(
-            limits,
-            kv,
-            self._make_scheduler(limits, resources),
-            resources,
-            num_queues=settings.num_queues or self._num_stages,
+        core = make_core(
+            self._config,
+            num_kv_blocks=info.num_kv_blocks,
+            block_size=info.block_size,
             num_stages=self._num_stages,
-            look_ahead=int(settings.schedule_ahead),
-            scheduler_name=settings.scheduler,
+            on_cuda=self._on_cuda,
+            sliding_window=info.model.sliding_window,
+            resources=self._resources,
+            make_scheduler=self._make_scheduler,
         )
-        return EngineState(core, max_num_waiting=settings.max_num_waiting)
+        return EngineState(core, max_num_waiting=self._config.scheduler.max_num_waiting)
 
 
 @atexit.register
