@@ -11,22 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, report
+from benchmarks.children import ROOT, ChildError, json_lines
 from benchmarks.workloads import WORKLOADS
 
-ROOT = Path(__file__).resolve().parent.parent
 PEERS = {"vllm": "vllm_cpu", "openvino": "openvino_genai", "transformers": "transformers_static"}
 BF16_BYTES = 2
 
@@ -38,10 +33,6 @@ class Contender:
     name: str
     python: str
     script: str
-
-
-class ContenderError(Exception):
-    """A contender's process did not bring what it was asked for."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -118,7 +109,7 @@ def measure(args: argparse.Namespace, contender: Contender, repeat: int, result:
         for line in turn(args, contender, repeat):
             lines.append(line)
             print(f"[{repeat + 1}/{args.repeats}] {contender.name} {line['workload']}: {_in_words(line)}", flush=True)
-    except ContenderError as error:
+    except ChildError as error:
         result["failures"].append({"contender": contender.name, "repeat": repeat, "error": str(error).split("\n")[0]})
         print(f"{contender.name} failed: {error}", file=sys.stderr, flush=True)
     about = {"contender": contender.name, "repeat": repeat, "load_before": load, "other_cores": others.cores()}
@@ -133,38 +124,11 @@ def _in_words(line: dict[str, Any]) -> str:
 
 
 def turn(args: argparse.Namespace, contender: Contender, repeat: int) -> Iterator[dict[str, Any]]:
-    """Run the contender's script on all workloads; yields its lines as they come. Raises ``ContenderError``."""
+    """Run the contender's script on all workloads; yields its lines as they come. Raises ``ChildError``."""
     command = [contender.python, "-m", f"benchmarks.peers.{contender.script}"]
     command += ["--model", str(args.model.resolve()), "--workload", *args.workload, "--seed", str(repeat)]
     command += ["--threads", str(args.threads), "--kv-gib", str(args.kv_gib), "--cache", str(args.cache.resolve())]
-    with tempfile.TemporaryFile("w+") as log:
-        try:
-            # A session of its own, so that all it has started can be ended with it.
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise ContenderError(f"{contender.python}: {error}") from error
-        alarm = threading.Timer(args.timeout, _end, [process.pid])
-        alarm.start()
-        assert process.stdout is not None
-        try:
-            yield from map(json.loads, process.stdout)
-            code = process.wait()
-        finally:
-            alarm.cancel()
-            _end(process.pid)
-            process.wait()
-            process.stdout.close()
-        if code != 0:
-            log.seek(0)
-            raise ContenderError(f"exit code {code} (limit {args.timeout:.0f} s)\n{log.read()[-4000:]}")
-
-
-def _end(group: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+    return json_lines(command, args.timeout)
 
 
 def describe_model(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 from benchmarks.workloads import WORKLOADS
 
@@ -165,12 +168,29 @@ def versions_line(report: dict[str, Any]) -> str:
     return "Versions - " + "; ".join(texts) + "."
 
 
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Lines of a Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
+def terminal_table(header: list[str], rows: list[list[str]]) -> Table:
+    """The same for the terminal."""
+    from rich.table import Table
+
+    table = Table()
+    for i, title in enumerate(header):
+        table.add_column(title, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        # What stands in brackets goes on a line of its own, so that several columns fit a terminal.
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row))
+    return table
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The whole report as a page."""
     parts = [f"# Offline workloads, `{report['model']['name']}`", machine_line(report), load_line(report)]
     for header, rows in (speed_table(report), memory_table(report)):
-        lines = [header, ["---"] * len(header), *rows]
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        parts.append(markdown_table(header, rows))
     parts += [f"Failed: {one['contender']}, repeat {one['repeat'] + 1}: {one['error']}" for one in report["failures"]]
     return "\n\n".join([*parts, versions_line(report)]) + "\n"
 
@@ -178,18 +198,11 @@ def markdown(report: dict[str, Any]) -> str:
 def show(report: dict[str, Any]) -> None:
     """The same on the terminal."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     console.print(machine_line(report), load_line(report), sep="\n", highlight=False)
     for header, rows in (speed_table(report), memory_table(report)):
-        table = Table()
-        for i, title in enumerate(header):
-            table.add_column(title, justify="left" if i == 0 else "right")
-        for row in rows:
-            # What stands in brackets goes on a line of its own, so that four columns fit a terminal.
-            table.add_row(*(cell.replace(" (", "\n(") for cell in row))
-        console.print(table)
+        console.print(terminal_table(header, rows))
 
 
 if __name__ == "__main__":

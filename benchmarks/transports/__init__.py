@@ -1,0 +1,1 @@
+"""Ways to hand a message to another thread or process, all driven alike: see ``benchmarks.transport``."""
