@@ -97,8 +97,8 @@ class Request:
     num_cached_tokens: int | None = None
     """Prefix hit when it was first scheduled."""
     num_preemptions: int = 0
-    num_deaths: int = 0
-    """Deaths of stages that found it in flight."""
+    death_causes: list[str] = field(default_factory=list)
+    """Of the stages' deaths that found it in flight."""
     events: list[tuple[RequestEvent, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -67,7 +67,8 @@ class EngineCore:
         self._scheduler_error: SchedulerError | None = None
         """A scheduler that raised while it was told something: raised at the next ``schedule``, so that whoever was
         telling can finish first."""
-        self._retired_at = [0.0] * num_queues
+        self._retired_at: list[float | None] = [None] * num_queues
+        """When each queue's last step came back; nothing before the first of an epoch."""
 
     # -- arrivals and departures
 
@@ -173,10 +174,13 @@ class EngineCore:
 
     def pause(self, request: Request, now: float) -> None:
         """Take a resident's blocks back; it waits to be recomputed from its known tokens."""
+        self.num_preemptions += 1
+        self._send_back(request, now)
+
+    def _send_back(self, request: Request, now: float) -> None:
         failures = self._give_back(request)
         self.table.leave(request, RequestState.PAUSED)
         request.num_preemptions += 1
-        self.num_preemptions += 1
         request.record(RequestEvent.PAUSED, now)
         for name, problem in failures[:1]:
             self.fail(request, RequestFailedError(f"resource {name} could not be freed: {problem!r}"), now)
@@ -256,8 +260,9 @@ class EngineCore:
             if request is not None and request.is_resident and request.start_step <= plan.step:
                 request.num_in_flight -= 1
                 retired.chunked.append(request)
-        if len(plan.decode_ids):
-            retired.since_last = now - self._retired_at[plan.queue]
+        last = self._retired_at[plan.queue]
+        if len(plan.decode_ids) and last is not None:
+            retired.since_last = now - last
         self._retired_at[plan.queue] = now
         if result.error is not None:
             self._fail_step(plan, result.error, now)
@@ -290,31 +295,36 @@ class EngineCore:
     # -- the stages' death
 
     def lose_stages(self, cause: str, now: float, *, replay: bool = True) -> None:
-        """The stages are gone, and with them the cache and whatever was in flight. No plan is made until ``stages_up``.
+        """The stages are gone, and with them the cache and whatever was in flight. No plan is made until
+        ``regain_stages``.
 
         Residents go back to waiting with their known tokens, or fail with ``cause`` where ``replay`` is off. A request
-        that was in flight at two deaths fails: it may be what kills them.
+        that was in flight at two deaths fails: it may be what kills them. Nobody else notices. Neither the scheduler nor
+        the resources are told that the lost plans came back; resources are told to free each resident.
         """
         self.epoch += 1
         self.stages_up = False
-        suspects: set[int] = set()
-        while self.in_flight:
-            plan = self.in_flight.popleft().plan
+        lost = [flight.plan for flight in self.in_flight]
+        self.in_flight.clear()
+        for plan in lost:
             self.table.come_back(plan)
-            suspects.update((*plan.decode_ids, *plan.chunk_ids))
+        # A dict as an ordered set. Who ended meanwhile is gone; who was paused by a failed step may still be the cause.
+        suspects = dict.fromkeys(i for plan in lost for i in (*plan.decode_ids, *plan.chunk_ids) if i in self.table)
+        for request in map(self.table.__getitem__, suspects):
+            request.death_causes.append(cause)
+            if len(request.death_causes) > 1:
+                causes = "; ".join(said.partition("\n")[0] for said in request.death_causes)
+                self.fail(request, RequestFailedError(f"it was in flight when the stages died, twice: {causes}"), now)
         for request in list(self.table.residents()):
-            if request.request_id in suspects:
-                request.num_deaths += 1
-            if not replay or request.num_deaths > 1:
+            if not replay:
                 self.fail(request, RequestFailedError(f"the stages were lost: {cause}"), now)
                 continue
-            preemptions = self.num_preemptions
-            self.pause(request, now)
-            self.num_preemptions = preemptions
+            self._send_back(request, now)
             if request.state is RequestState.PAUSED:
                 self.num_replays += 1
                 self._tell_scheduler(self.scheduler.add, request)
         self.kv.reset_prefix_cache()
+        self._retired_at = [None] * len(self._retired_at)
         self._finished_ids, self._paused_ids = [], []
 
     def regain_stages(self) -> None:

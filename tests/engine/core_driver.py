@@ -67,6 +67,7 @@ class Outcome:
     """What a caller of one request would have seen."""
 
     tokens: list[int] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
     ends: list[Delta] = field(default_factory=list)
 
     @property
@@ -81,6 +82,7 @@ class CoreDriver:
         self,
         *,
         num_queues: int = 1,
+        num_stages: int | None = None,
         look_ahead: int = 0,
         num_blocks: int = 20,
         block_size: int = 4,
@@ -101,12 +103,13 @@ class CoreDriver:
         managers = ResourceManager(resources)
         self.core = EngineCore(
             self.limits, self.kv, scheduler or make_scheduler(SchedulerConfig(), self.limits, managers), managers,
-            num_queues=num_queues, look_ahead=look_ahead, scheduler_name="under-test",
+            num_queues=num_queues, num_stages=num_stages or num_queues, look_ahead=look_ahead,
+            scheduler_name="under-test",
         )  # fmt: skip
-        self.stages = [self._make_stage(index, num_queues) for index in range(num_queues)]
-        for stage in self.stages:
-            stage.load()
-            stage.allocate(num_blocks, block_size)
+        # The books may believe in more stages than the toy has layers.
+        self.num_stages = min(num_stages or num_queues, NUM_LAYERS)
+        self.stages = self._make_stages()
+        self.results_of_the_dead: list[StepResult] = []
         self.fail_next = 0
         """So many of the next steps fail."""
         self.pushed: list[StepPlan] = []
@@ -114,6 +117,13 @@ class CoreDriver:
         self.outcomes: dict[int, Outcome] = {}
         self.requests: dict[int, Request] = {}
         self.now = 0.0
+
+    def _make_stages(self) -> list[Stage]:
+        stages = [self._make_stage(index, self.num_stages) for index in range(self.num_stages)]
+        for stage in stages:
+            stage.load()
+            stage.allocate(self.kv.pool.num_blocks, self.kv.block_size)
+        return stages
 
     def _make_stage(self, index: int, num_stages: int) -> Stage:
         def on_forward(number: int, batch: StageBatch) -> None:
@@ -123,7 +133,10 @@ class CoreDriver:
         toy = ToyModelEngine(index, num_stages) if self.window is None else WindowedToy(index, num_stages, self.window)
         toy.on_forward = on_forward
         self._failing = False
-        return Stage(toy, BatchSampler, index=index, num_stages=num_stages, max_num_seqs=self.limits.max_num_seqs)
+        return Stage(
+            toy, BatchSampler, index=index, num_stages=num_stages, max_num_seqs=self.limits.max_num_seqs,
+            feeds_back=self.core.table.look_ahead > 0,
+        )  # fmt: skip
 
     def add(
         self,
@@ -173,6 +186,29 @@ class CoreDriver:
             self._take(delta)
         self.check()
 
+    def die(self, cause: str = "the stages were told to die", *, replay: bool = True) -> None:
+        """The stages are gone with all they held; what they sent before is dropped when it comes."""
+        self.now += 1.0
+        self.stages = []
+        self.results_of_the_dead += self.results
+        self.results.clear()
+        self.core.lose_stages(cause, self.now, replay=replay)
+        self._take_outbox()
+        self.check()
+        assert not self.core.in_flight
+        assert self.kv.usage == 0.0
+        assert not len(self.kv.cache)
+        assert self.core.table.num_resident == self.core.table.num_tokens_in_flight == 0
+        assert self.schedule() is None
+
+    def come_back(self) -> None:
+        """New stages are up, with empty pools."""
+        self.stages = self._make_stages()
+        self.core.regain_stages()
+        while self.results_of_the_dead:
+            assert self.core.retire(self.results_of_the_dead.pop(), self.now) is None, "a result of the dead was taken"
+        self.check()
+
     def step(self) -> StepPlan | None:
         """One plan there and back."""
         plan = self.schedule()
@@ -182,6 +218,8 @@ class CoreDriver:
 
     def run(self, limit: int = 5000) -> None:
         """Until nothing is left; fails where that takes too long."""
+        if not self.stages:
+            self.come_back()
         for _ in range(limit):
             while self.schedule() is not None:
                 pass
@@ -222,6 +260,8 @@ class CoreDriver:
                 passed.hidden = passed.hidden.copy()
         assert isinstance(passed, StepResult)
         assert passed.error is None or self._failing, passed.error
+        if self.core.table.look_ahead and len(self.stages) > 1:
+            self.stages[0].feed(plan.step, passed.tokens)
         return passed
 
     def _check_plan(self, plan: StepPlan) -> None:
@@ -229,7 +269,7 @@ class CoreDriver:
         assert 0 < plan.num_rows <= limits.max_micro_batch_seqs
         assert 0 < plan.num_tokens <= limits.max_num_batched_tokens
         assert all(0 < count <= (limits.long_prefill_token_threshold or count) for count in plan.chunk_tokens)
-        assert self.core.table.queues[plan.queue].in_flight == 1
+        assert 1 <= self.core.table.queues[plan.queue].in_flight <= 1 + self.core.table.look_ahead
         assert [flight.plan.step for flight in self.core.in_flight] == sorted(f.plan.step for f in self.core.in_flight)
         assert plan.step == len(self.pushed) + 1
 
@@ -242,5 +282,6 @@ class CoreDriver:
         outcome = self.outcomes[delta.request.request_id]
         assert not outcome.ends, "told something after its end"
         outcome.tokens += delta.token_ids
+        outcome.deltas.append(delta)
         if delta.finish_reason is not None:
             outcome.ends.append(delta)
