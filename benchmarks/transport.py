@@ -4,30 +4,25 @@
 
 asks the question of the pipeline RFC again: an event loop or blocking threads? A repeat measures every transport once,
 each in a process of its own; then comes the next repeat. The table goes to the terminal, to ``benchmarks/results`` and
-into ``docs/transport.md``.
+into ``docs/transport.md``; of a part, only into files that are named.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import machine, transport_report
-from benchmarks.children import ROOT, ChildError, json_lines
-from benchmarks.pages import marked, put_between
+from benchmarks import machine, published, transport_report
+from benchmarks.children import ChildError, json_lines
 from benchmarks.transports.kinds import NEIGHBOURS, PAYLOADS, TRANSPORTS
 
-RESULTS = ROOT / "benchmarks" / "results"
 QUICK_SECONDS = 0.02
 CHILD_TIMEOUT = 60.0
 """Seconds beyond twenty times a figure's seconds, for all figures of a transport: start, drain, end."""
@@ -46,12 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--transport", nargs="+", choices=list(TRANSPORTS), default=list(TRANSPORTS), metavar="NAME",
         help=f"which (default: all): {', '.join(TRANSPORTS)}",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="(default: benchmarks/results/transport.json)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="(default: benchmarks/results/transport.md)")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="renew its table (default: docs/transport.md)")
-    parser.add_argument(
-        "--quick", action="store_true", help="one hasty round to see that all works; writes only the files it is told"
-    )
+    published.add_arguments(parser, "transport", "transport.md")
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats {args.repeats}: must be 1 or more")
@@ -61,15 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--switch-interval {args.switch_interval:g}: must be from 0.001 to 1000")
     if args.quick:
         args.repeats, args.seconds = 1, QUICK_SECONDS
-    else:
-        args.json = args.json or RESULTS / "transport.json"
-        args.markdown = args.markdown or RESULTS / "transport.md"
-        args.page = args.page or ROOT / "docs" / "transport.md"
-    if args.page:
-        try:
-            marked(args.page, "transport")
-        except ValueError as error:
-            parser.error(f"--page {error}")
+    whole = set(args.transport) == set(TRANSPORTS)
+    published.settle_arguments(parser, args, "transport", "transport.md", whole=whole)
     return args
 
 
@@ -78,34 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     result = measure_all(args.transport, args.repeats, args.seconds, args.switch_interval)
     for error in result["failures"]:
-        print(f"{error['transport']} failed, repeat {error['repeat'] + 1}: {error['error']}", file=sys.stderr)
+        print(f"{error['who']} failed, repeat {error['repeat'] + 1}: {error['error']}", file=sys.stderr)
     if not result["runs"]:
         return 1
     transport_report.show(result)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if args.markdown:
-        args.markdown.write_text(transport_report.markdown(result), encoding="utf-8")
-    if args.page:
-        put_between(args.page, "transport", transport_report.section(result))
-    written = [str(path) for path in (args.json, args.markdown, args.page) if path]
-    if written:
-        print(f"written: {', '.join(written)}")
+    published.publish(args, "transport", result, "Transports", transport_report.section(result))
     return 1 if result["failures"] else 0
 
 
 def measure_all(names: Sequence[str], repeats: int, seconds: float, switch_interval: float) -> dict[str, Any]:
     """Every transport once per repeat, forwards and backwards in turn. ``switch_interval`` in milliseconds."""
-    result: dict[str, Any] = {
-        "when": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine.describe(),
-        "versions": versions(),
-        "repeats": repeats,
+    result = published.begin(repeats, versions())
+    result |= {
         "seconds": seconds,
         "switch_interval_ms": switch_interval,
         "missing": {name: why for name in names if (why := TRANSPORTS[name].missing)},
-        "runs": [],
-        "failures": [],
     }
     present = [name for name in names if name not in result["missing"]]
     total = repeats * len(present) * len(PAYLOADS) * len(NEIGHBOURS)
@@ -130,7 +100,7 @@ def measure(name: str, repeat: int, result: dict[str, Any], bar: tqdm[Any]) -> N
                 bar.set_postfix_str(f"{name}, {line['payload']}, {line['neighbour']} neighbour", refresh=False)
                 bar.update()
     except ChildError as error:
-        result["failures"].append({"transport": name, "repeat": repeat, "error": str(error)})
+        result["failures"].append({"who": name, "repeat": repeat, "error": str(error)})
     about = {"transport": name, "repeat": repeat, "load_before": load, "other_cores": others.cores()}
     result["runs"] += [{**about, **line} for line in lines]
 
@@ -139,7 +109,7 @@ def versions() -> dict[str, str]:
     """Of what carries the messages."""
     import zmq
 
-    found = {"python": sys.version.split()[0], "pyzmq": zmq.__version__, "libzmq": zmq.zmq_version()}
+    found = {"pyzmq": zmq.__version__, "libzmq": zmq.zmq_version()}
     with suppress(PackageNotFoundError):
         found["uvloop"] = version("uvloop")
     return found

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report import Spread, load_line, markdown_table, terminal_table
+from benchmarks.published import circumstances, spread
+from benchmarks.report import markdown_table, terminal_table
 from benchmarks.transports.kinds import NEIGHBOURS, PAYLOADS, TRANSPORTS
-
-NOT_QUIET = 0.1
-"""Cores busy with other things above which a result is called provisional."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +38,17 @@ def table(result: dict[str, Any], neighbour: str) -> list[list[str]]:
                 if (run["transport"], run["payload"], run["neighbour"]) == (name, payload, neighbour)
             ]
             if runs:
-                cells = [_spread([run[column.key] for run in runs]) for column in COLUMNS]
+                cells = [spread([run[column.key] for run in runs]) for column in COLUMNS]
                 rows.append([TRANSPORTS[name].title, payload, *cells])
             elif name in result["missing"]:
                 rows.append([TRANSPORTS[name].title, payload, result["missing"][name], *[""] * (len(COLUMNS) - 1)])
     return rows
 
 
-def _spread(values: list[float]) -> str:
-    spread = Spread.of(values)
-    text = spread.text(0 if spread.median >= 100 else 1)
-    return text if len(values) > 1 else text.partition(" ")[0]
-
-
-def about(result: dict[str, Any]) -> list[str]:
-    """What was measured, where, when, and beside what."""
-    machine = result["machine"]
-    made_of = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    lines = [
-        f"Median (min..max) over {result['repeats']} rounds of {result['seconds']:g} s per figure, {result['when']}. "
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {made_of}; the interpreter lock's switch "
-        f"interval is {result['switch_interval_ms']:g} ms. {load_line(result)}"
-    ]
-    if Spread.of([run["other_cores"] for run in result["runs"]]).median > NOT_QUIET:
-        lines.append("**Provisional:** the machine was not quiet.")
-    for failure in result["failures"]:
-        first = failure["error"].split("\n")[0]
-        lines.append(f"Failed: {failure['transport']}, repeat {failure['repeat'] + 1}: {first}")
-    return lines
+def about(result: dict[str, Any]) -> str:
+    """What the figures were measured on, and beside what."""
+    lock = f"the interpreter lock's switch interval is {result['switch_interval_ms']:g} ms"
+    return circumstances(result, f"{result['seconds']:g} s per figure, {lock}")
 
 
 def section(result: dict[str, Any]) -> str:
@@ -76,12 +57,7 @@ def section(result: dict[str, Any]) -> str:
     for neighbour in NEIGHBOURS:
         parts += [f"With {'an' if neighbour == 'idle' else 'a'} {neighbour} neighbour thread:"]
         parts += [markdown_table(HEADER, table(result, neighbour))]
-    return "\n\n".join([*parts, *about(result)])
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The section as a page of its own."""
-    return f"# Transports\n\n{section(result)}\n"
+    return "\n\n".join([*parts, about(result)])
 
 
 def show(result: dict[str, Any]) -> None:
@@ -93,4 +69,4 @@ def show(result: dict[str, Any]) -> None:
         shown = terminal_table(HEADER, table(result, neighbour))
         shown.title = f"{neighbour} neighbour"
         console.print(shown)
-    console.print(*about(result), sep="\n", highlight=False, markup=False)
+    console.print(about(result), highlight=False, markup=False)

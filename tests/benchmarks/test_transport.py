@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import transport, transport_report
 from benchmarks.children import ChildError, json_lines
-from benchmarks.pages import put_between
+from benchmarks.published import put_between
 from benchmarks.transports.driver import percentile
 from benchmarks.transports.kinds import NEIGHBOURS, PAYLOADS, TRANSPORTS, Transport
 from tests.docs.pages import ROOT
@@ -114,18 +114,18 @@ def test_a_row_is_the_median_over_the_rounds() -> None:
     ]
     assert transport_report.table(CANNED, "idle") == [row]
     assert transport_report.table(CANNED, "busy") == []
-    assert "| " + " | ".join(row) + " |" in transport_report.markdown(CANNED)
-    assert "Provisional" not in transport_report.markdown(CANNED)
+    assert "| " + " | ".join(row) + " |" in transport_report.section(CANNED)
+    assert "Provisional" not in transport_report.section(CANNED)
 
 
 def test_a_machine_that_was_not_quiet_and_failures_are_told() -> None:
     result = copy.deepcopy(CANNED)
     for run in result["runs"]:
         run["other_cores"] = 0.4
-    result["failures"] = [{"transport": "pipe", "repeat": 1, "error": "exit code 1\nmore"}]
-    page = transport_report.markdown(result)
+    result["failures"] = [{"who": "pipe", "repeat": 1, "error": "exit code 1\nmore"}]
+    page = transport_report.section(result)
     assert "**Provisional:**" in page
-    assert "Failed: pipe, repeat 2: exit code 1\n" in page
+    assert "Failed: pipe, repeat 2: exit code 1" in page and "more" not in page
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
@@ -151,6 +151,8 @@ def test_a_page_without_its_marks_is_left_alone(text: str, tmp_path: Path, capsy
 def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     quick = transport.parse_args(["--quick"])
     assert (quick.json, quick.markdown, quick.page, quick.repeats) == (None, None, None, 1)
+    part = transport.parse_args(["--transport", "queue", "pipe"])
+    assert (part.transport, part.json, part.page) == (["queue", "pipe"], None, None)
     args = transport.parse_args([])
     assert args.page == ROOT / "docs" / "transport.md"
     for words in (["--repeats", "0"], ["--seconds", "0"], ["--seconds", "nan"], ["--switch-interval", "0"]):
