@@ -118,6 +118,17 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObservabilityConfig:
+    """What is kept of the steps that were run."""
+
+    trace: str | None = option(None, "write a step trace here at the end; Perfetto opens it, and llm-engine trace")
+    trace_steps: int = option(100_000, "steps the trace holds, the last ones; about a kilobyte of memory each")
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "trace_steps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Everything an engine is built from. ``EngineConfig.of(model=..., max_num_seqs=...)`` sorts flat names."""
 
@@ -125,6 +136,7 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
 
     @classmethod
     def of(cls, **flat: Any) -> EngineConfig:
@@ -169,6 +181,8 @@ class EngineSettings(TypedDict, total=False):
     pipeline_parallel_size: int
     executor: str
     cpu_threads: int | None
+    trace: str | None
+    trace_steps: int
 
 
 PARTS: Mapping[str, type[Any]] = {
@@ -176,6 +190,7 @@ PARTS: Mapping[str, type[Any]] = {
     "cache": CacheConfig,
     "scheduler": SchedulerConfig,
     "parallel": ParallelConfig,
+    "observability": ObservabilityConfig,
 }
 
 

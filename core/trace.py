@@ -49,6 +49,9 @@ class StepStats:
     busy: tuple[tuple[float, float], ...] = ()
     """Per stage: when its forward began and ended."""
     failed: bool = False
+    after_idle: bool = False
+    """Nobody was there to be served before this step's requests came: the pipeline fills with it. Stages that stood
+    still until then had nothing to do."""
 
     @property
     def schedule_seconds(self) -> float:
