@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, TypedDict
 
 from .errors import ConfigError
+from .stage_settings import parse_layer_partition, parse_stage_cpus, parse_stage_devices
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -112,9 +113,33 @@ class ParallelConfig:
     cpu_threads: int | None = option(
         None, "threads each stage computes with on the CPU; torch's choice, or cores / stages, when absent"
     )
+    pipeline_layer_partition: str | None = option(
+        None,
+        "layers of each stage (6,6), or a split by estimated time: decode (best for long answers), prefill (best for "
+        "long prompts), mixed, even, or auto, also when absent: even, less on the head's stage where that is free",
+    )
+    stage_cpus: str = option(
+        "auto",
+        "CPUs of each stage process (0-3;4-7), none to leave them to the system, or auto: the cores shared out, as far "
+        "as there is one for each",
+    )
+    stage_devices: str | None = option(None, "CUDA device of each stage (0,1); one after the other when absent")
+    max_stage_restarts: int = option(
+        3, "times within five minutes that stage processes which died are started again; then the engine is dead"
+    )
+    on_stage_death: str = option(
+        "replay",
+        "what becomes of the requests that ran: replay computes them again from their known tokens, fail ends them",
+        choices=("replay", "fail"),
+    )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_at_least(self, 1, "pipeline_parallel_size", "cpu_threads")
+        check_at_least(self, 0, "max_stage_restarts")
+        parse_layer_partition(self.pipeline_layer_partition, self.pipeline_parallel_size)
+        parse_stage_cpus(self.stage_cpus, self.pipeline_parallel_size)
+        parse_stage_devices(self.stage_devices, self.pipeline_parallel_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +206,11 @@ class EngineSettings(TypedDict, total=False):
     pipeline_parallel_size: int
     executor: str
     cpu_threads: int | None
+    pipeline_layer_partition: str | None
+    stage_cpus: str
+    stage_devices: str | None
+    max_stage_restarts: int
+    on_stage_death: str
     trace: str | None
     trace_steps: int
 

@@ -81,6 +81,14 @@ def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
         ("scheduler", None, "a text"),
         ("pipeline_parallel_size", 0, "1 or more"),
         ("cpu_threads", 0, "1 or more"),
+        ("max_stage_restarts", -1, "0 or more"),
+        ("max_stage_restarts", None, "a whole number"),
+        ("on_stage_death", "retry", "replay, fail"),
+        ("pipeline_layer_partition", "6,6", "1 number of 1 or more with commas between, or auto, decode"),
+        ("pipeline_layer_partition", 12, "a text"),
+        ("stage_cpus", "0;1", "auto, none, or 1 group of CPUs like 0-3,8"),
+        ("stage_cpus", None, "a text"),
+        ("stage_devices", "0,1", "1 device number, from 0"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_name(name: str, value: Any, allowed: str) -> None:
