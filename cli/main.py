@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ..core.errors import ConfigError, EngineError, InvalidParamsError
-from .settings import ENGINE_SETTINGS, SERVER_SETTINGS, Setting, add_flags, nearest
+from .settings import ENGINE_SETTINGS, SERVER_SETTINGS, SIMULATION_SETTINGS, Setting, add_flags, nearest
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -103,6 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_sampling(chat)
     _add_settings(chat, "engine", ENGINE_SETTINGS)
 
+    simulate = _add(commands, "simulate", "run a workload through a pipeline on a virtual clock", _simulate)
+    _add_simulation(simulate)
+
     _add(commands, "schedulers", "list schedulers and their parts", _schedulers)
 
     bench = _add(commands, "bench", "measure", lambda args: _no_command(bench))
@@ -150,6 +153,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add_sampling_flags(parser)
 
 
+def _add_simulation(parser: argparse.ArgumentParser) -> None:
+    from .simulate import ENGINE_NAMES
+
+    parser.add_argument("--json", metavar="FILE", help="write the figures here as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw the pipeline's timeline here, as a PNG")
+    _add_settings(parser, "simulation", SIMULATION_SETTINGS)
+    _add_settings(parser, "engine", {name: ENGINE_SETTINGS[name] for name in ENGINE_NAMES})
+
+
 def _no_command(parser: argparse.ArgumentParser) -> int:
     parser.print_help(sys.stderr)
     return 2
@@ -169,6 +181,12 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _chat(args: argparse.Namespace) -> int:
     from .chat import run
+
+    return run(args)
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from .simulate import run
 
     return run(args)
 

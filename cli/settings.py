@@ -19,6 +19,7 @@ from typing import Any
 from ..core.config import PARTS
 from ..core.errors import ConfigError
 from ..server.config import ServerConfig
+from ..simulation.config import SimulationConfig
 
 ENV_PREFIX = "LLM_ENGINE_"
 ENV_INTERNAL = frozenset({"NATIVE"})
@@ -119,7 +120,8 @@ def _kinds_of(hint: Any) -> tuple[type, bool, bool]:
 
 ENGINE_SETTINGS = settings_of(*PARTS.values())
 SERVER_SETTINGS = settings_of(ServerConfig)
-ALL_SETTINGS = {**ENGINE_SETTINGS, **SERVER_SETTINGS}
+SIMULATION_SETTINGS = settings_of(SimulationConfig)
+ALL_SETTINGS = {**ENGINE_SETTINGS, **SERVER_SETTINGS, **SIMULATION_SETTINGS}
 
 
 def add_flags(parser: argparse._ActionsContainer, settings: Mapping[str, Setting]) -> None:

@@ -1,0 +1,37 @@
+"""The settings of a simulation; the flags of ``llm-engine simulate`` are derived from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..core.config import check_at_least, check_choices, option
+from ..core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationConfig:
+    """What runs on what, and who asks for it."""
+
+    model_shape: str = option("llama-2-13b", "a built-in shape, or a folder with a config.json; no weights are needed")
+    num_layers: int | None = option(None, "layers instead of the shape's own number")
+    hardware: str = option("rtx-4070", "the device of every stage")
+    stages: int = option(4, "stages the layers are split into")
+    link: str = option("lan-1g", "between the stages: lan-1g, lan-10g, pcie4, nvlink, none, or LATENCY_US,GBIT")
+    host_overhead_us: float = option(
+        200.0,
+        "microseconds the two threads spend on a micro-batch: half to schedule and push it, half to retire its result",
+    )
+    unlimited_kv: bool = option(False, "a KV cache large enough for everybody, instead of what the memory leaves")
+    requests: int = option(256, "how many requests come")
+    input_len: int = option(128, "tokens of a prompt; the mean where lengths are drawn")
+    output_len: int = option(128, "tokens of an answer; the mean where lengths are drawn")
+    rate: float = option(math.inf, "requests a second, as a Poisson stream; inf: all at once")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_at_least(self, 1, "num_layers", "stages", "requests", "input_len", "output_len")
+        if not self.rate > 0:
+            raise ConfigError("rate", self.rate, "requests a second above 0, or inf")
+        if not 0 <= self.host_overhead_us < math.inf:
+            raise ConfigError("host_overhead_us", self.host_overhead_us, "microseconds, 0 or more")
