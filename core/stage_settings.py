@@ -47,7 +47,7 @@ def parse_stage_cpus(text: str, num_stages: int) -> list[frozenset[int]] | None:
     """``0-3,8;4-7`` as a set of CPUs for each stage; ``None`` for ``auto`` and ``none``. Raises ``ConfigError``."""
     if text in ("auto", "none"):
         return None
-    groups = [_cpus(group) for group in text.split(";")]
+    groups = [parse_cpus(group) for group in text.split(";")]
     if len(groups) != num_stages or any(group is None for group in groups):
         groups_wanted = _many(num_stages, "group")
         allowed = f"auto, none, or {groups_wanted} of CPUs like 0-3,8 with semicolons between"
@@ -66,13 +66,8 @@ def parse_stage_devices(text: str | None, num_stages: int) -> list[int] | None:
     return [number for number in numbers if number is not None]
 
 
-def _number(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if _NUMBER.fullmatch(text) else None
-
-
-def _cpus(text: str) -> frozenset[int] | None:
-    """``0-3,8``; ``None`` where it is spelled otherwise."""
+def parse_cpus(text: str) -> frozenset[int] | None:
+    """``0-3,8`` as a set; ``None`` where it is spelled otherwise."""
     cpus: set[int] = set()
     for part in text.split(","):
         first_text, dash, last_text = part.partition("-")
@@ -82,6 +77,11 @@ def _cpus(text: str) -> frozenset[int] | None:
             return None
         cpus.update(range(first, last + 1))
     return frozenset(cpus)
+
+
+def _number(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def _many(count: int, noun: str) -> str:
