@@ -21,10 +21,14 @@ class DecodeQueue:
         self.block_size = block_size
         self.in_flight = 0
         """Plans pushed for this queue that have not come back."""
+        self.num_joining = 0
+        """Prompts whose last chunk these plans carry, so that they join the queue when it comes back."""
         self.generation = 0
         """Rises whenever rows are added or removed, so that a result knows whether its rows still stand."""
         self.last_pushed = -1
         """Step of the last push; the queue idle for longest goes first."""
+        self.last_decoded: int | None = None
+        """Step of the last push that carried rows of it, until that comes back: what it samples is not known yet."""
         self.ids = array("q")
         self.slots = array("i")
         self.tokens = array("i")
@@ -48,6 +52,11 @@ class DecodeQueue:
     @property
     def idle(self) -> bool:
         return self.in_flight == 0
+
+    @property
+    def num_pushes(self) -> int:
+        """Pushes so far that carried rows of it."""
+        return self._clock
 
     def position(self, request_id: int) -> int:
         """The position the row computes next; every position before it is computed or in flight."""

@@ -109,6 +109,7 @@ class RequestTable:
         """A plan goes into flight."""
         queue = self.queues[plan.queue]
         queue.in_flight += 1
+        queue.num_joining += sum(plan.chunk_samples)
         queue.last_pushed = self._last_step = plan.step
         self._idle.pop(plan.queue, None)
         self.num_tokens_in_flight += plan.num_tokens
@@ -117,6 +118,7 @@ class RequestTable:
         """A plan retires, or is lost with its stages."""
         queue = self.queues[plan.queue]
         queue.in_flight -= 1
+        queue.num_joining -= sum(plan.chunk_samples)
         if queue.idle:
             self._idle[plan.queue] = None
         self.num_tokens_in_flight -= plan.num_tokens

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import SchedulerError
 from ..core.request import Request, RequestEvent
+from ..core.request_table import RequestTable
 from ..core.step import RequestStart, StepPlan
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ def book(core: EngineCore, plan: StepPlan, now: float) -> None:
     Under the state lock. Raises ``SchedulerError`` where the plan needs more blocks than are free; what was booked
     before that stays consistent, and the engine ends with the error.
     """
-    for request_id, target in zip(plan.moved_ids, plan.moved_queues, strict=True):
-        core.table.move(core.table[request_id], target)
+    carry_out_moves(core.table, plan)
     # The order the prediction assumes: newcomers hold their hits before anybody's growth can evict them.
     newcomers = {row: core.table[i] for row, i in enumerate(plan.chunk_ids) if not core.table[i].is_resident}
     for row, request in newcomers.items():
@@ -44,6 +44,12 @@ def book(core: EngineCore, plan: StepPlan, now: float) -> None:
         request.num_computed_tokens = start + num_tokens
         plan.chunk_samples.append(request.num_computed_tokens == request.num_tokens)
         core.kv.publish(request_id, request.block_hashes, request.num_computed_tokens, plan.step)
+
+
+def carry_out_moves(table: RequestTable, plan: StepPlan) -> None:
+    """Decodes change their queues; nothing is taken for it. Under the state lock."""
+    for request_id, target in zip(plan.moved_ids, plan.moved_queues, strict=True):
+        table.move(table[request_id], target)
 
 
 def _book_decodes(core: EngineCore, plan: StepPlan) -> None:

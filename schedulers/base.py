@@ -66,6 +66,15 @@ class Capacity(abc.ABC):
 class MicroBatch(abc.ABC):
     """What runs now, under token, sequence and chunk limits."""
 
+    def num_queues(self, num_stages: int) -> int:
+        """Running queues it wants to choose from, where the settings do not say how many there are."""
+        return num_stages
+
+    def visit(self, table: TableView) -> Iterator[QueueView]:
+        """The queues to make a plan for, in turn: the first that comes to something is taken."""
+        yield from table.idle_queues()
+        yield from table.queues_to_look_ahead()
+
     @abc.abstractmethod
     def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:
         """Fill ``step.plan`` for the idle queue ``step.queue``; leave it empty when nothing can run."""
@@ -92,6 +101,10 @@ class Scheduler:
         """Whether anybody waits."""
         return len(self.ordering) > 0
 
+    def num_queues(self, num_stages: int) -> int:
+        """Running queues it wants, where the settings do not say how many there are."""
+        return self.micro_batch.num_queues(num_stages)
+
     def add(self, request: RequestView) -> None:
         """A request arrived; it waits until a plan carries it."""
         self.ordering.add(request)
@@ -101,16 +114,12 @@ class Scheduler:
         self.ordering.remove(request_id)
 
     def schedule(self, now: float, table: TableView, kv: KVView) -> StepPlan | None:
-        """The next micro-batch: for the queue idle longest that has something to run, else for one whose tokens are
-        still to come; ``None`` if nothing can run.
+        """The next micro-batch, for the first queue in the policy's order that has something to run; ``None`` if
+        nothing can run.
 
-        A plan without rows only pauses.
+        A plan without rows only pauses, or moves decodes to other queues; the engine then asks again.
         """
-        for queue in table.idle_queues():
-            plan = self._plan_for(queue, now, table, kv)
-            if plan is not None:
-                return plan
-        for queue in table.queues_to_look_ahead():
+        for queue in self.micro_batch.visit(table):
             plan = self._plan_for(queue, now, table, kv)
             if plan is not None:
                 return plan
@@ -122,7 +131,7 @@ class Scheduler:
     def _plan_for(self, queue: QueueView, now: float, table: TableView, kv: KVView) -> StepPlan | None:
         step = SchedulingPass(now, table, kv, self.limits, queue, self._resources)
         self.micro_batch.form(step, self.ordering, self.capacity)
-        if not step.plan.num_rows and not step.plan.paused_ids:
+        if not step.plan.num_rows and not step.plan.paused_ids and not step.plan.moved_ids:
             return None
         if step.ahead and (step.plan.paused_ids or step.is_short):
             return None  # nobody is put out for a guess: when the tokens are known the queue is asked again

@@ -58,6 +58,14 @@ class SchedulingPass:
         self._paused.add(request.request_id)
         self.plan.paused_ids.append(request.request_id)
         self.kv.release(request.request_id)
+        if request.request_id in self.plan.moved_ids:
+            index = self.plan.moved_ids.index(request.request_id)
+            del self.plan.moved_ids[index], self.plan.moved_queues[index]
+
+    def move(self, ids: Sequence[int], queue: int) -> None:
+        """Hand these rows of the queue, which must be idle, to another one."""
+        self.plan.moved_ids += ids
+        self.plan.moved_queues += [queue] * len(ids)
 
     def add_decodes(self, ids: Sequence[int], num_blocks: int) -> None:
         """Take these rows of the queue, which need ``num_blocks`` new blocks in all."""
