@@ -27,7 +27,7 @@ from ..schedulers.limits import Limits
 from .booking import book
 from .delta import Delta
 from .plan_check import check_plan
-from .retirement import InFlight, Retired, advance
+from .retirement import InFlight, Retired, advance, check_result
 
 
 class EngineCore:
@@ -243,15 +243,16 @@ class EngineCore:
     # -- retirement
 
     def retire(self, result: StepResult, now: float) -> Retired | None:
-        """Advance the books by what came back; ``None`` for a result of another epoch.
+        """Advance the books by what came back; ``None`` for a result of an earlier epoch.
 
-        Results retire in the order of the pushes; rows whose request ended or was paused since are dropped.
+        Results retire in the order of the pushes; rows whose request ended or was paused since are dropped. Raises
+        ``UnexpectedResult`` for what is not the answer to the oldest plan in flight, and then changes nothing.
         """
-        if result.epoch != self.epoch:
+        if result.epoch < self.epoch:
             return None
         flight = self.in_flight.popleft()
+        check_result(result, self.epoch, self.in_flight[0] if self.in_flight else None)
         plan = flight.plan
-        assert plan.step == result.step, f"result of step {result.step}, expected {plan.step}"
         self.table.come_back(plan)
         self.table.timing.observe(plan, result)
         retired = Retired(flight)
@@ -299,8 +300,8 @@ class EngineCore:
         ``regain_stages``.
 
         Residents go back to waiting with their known tokens, or fail with ``cause`` where ``replay`` is off. A request
-        that was in flight at two deaths fails: it may be what kills them. Nobody else notices. Neither the scheduler nor
-        the resources are told that the lost plans came back; resources are told to free each resident.
+        that was in flight at two deaths fails: it may be what kills them. Nobody else notices. That plans are lost is
+        told neither to the scheduler nor to the resources; ``free_resources`` is called for each resident.
         """
         self.epoch += 1
         self.stages_up = False

@@ -66,8 +66,9 @@ class Engine:
         )
         self._delivery = DeliveryThread(f"{self.name}-delivery")
         self._output = OutputThread(
-            executor, make_state, self.metrics, self.stats, f"{self.name}-output", self._delivery.close
-        )
+            executor, make_state, self.metrics, self.stats, f"{self.name}-output", self._delivery.close,
+            max_restarts=config.parallel.max_stage_restarts, replay=config.parallel.on_stage_death == "replay",
+        )  # fmt: skip
         self._output.thread.start()
         try:
             self.state = books.state = self._output.started.result()
@@ -101,8 +102,13 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request would be taken in now."""
-        return not self.state.over
+        """Whether a request would be begun now: the engine runs, and its stages are up."""
+        return self.state.unready_reason is None
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why it is not ready, in a line."""
+        return self.state.unready_reason
 
     def delivery(self) -> DeliveryThread:
         """The thread that resolves futures, started at the first call."""
@@ -152,6 +158,9 @@ class _Books:
                 prefix_queries=core.kv.prefix_queries,
                 prefix_hits=core.kv.prefix_hits,
                 num_preemptions=core.num_preemptions,
+                num_replays=core.num_replays,
+                num_stage_restarts=self.state.num_restarts,
+                num_stages_up=core.table.num_stages if self.state.unready_reason is None else 0,
             )
 
 

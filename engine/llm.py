@@ -180,8 +180,13 @@ class LLM:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request would be taken in now."""
+        """Whether a request would be begun now. While stages are started again it is not ready, and takes requests."""
         return self._engine.is_ready
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why it is not ready, in a line; ``None`` when it is."""
+        return self._engine.unready_reason
 
     @property
     def dead_cause(self) -> EngineDeadError | None:

@@ -8,7 +8,7 @@ from ..core.decode_queue import DecodeQueue
 from ..core.outputs import FinishReason
 from ..core.request import Request, RequestEvent, RequestState
 from ..core.request_table import RequestTable
-from ..core.step import StepPlan
+from ..core.step import StepPlan, StepResult
 from .delta import Delta
 
 
@@ -52,6 +52,25 @@ class Retired:
         self.requests.append(request)
         self.tokens.append(token)
         self.rows.append(row)
+
+
+class UnexpectedResult(Exception):
+    """A result that the plan it should answer did not ask for: its stages are not to be believed any more."""
+
+
+def check_result(result: StepResult, epoch: int, flight: InFlight | None) -> None:
+    """Raise ``UnexpectedResult`` unless ``result`` answers ``flight``, the oldest plan in flight, of this ``epoch``."""
+    expected = (epoch, flight.plan.step) if flight is not None else None
+    if (result.epoch, result.step) != expected:
+        raise UnexpectedResult(f"it answered (epoch, step) {result.epoch, result.step} where {expected} was in flight")
+    if result.error is not None:
+        return
+    assert flight is not None
+    if len(result.tokens) != len(flight.requests):
+        answered, asked = len(result.tokens), len(flight.requests)
+        raise UnexpectedResult(f"it answered {answered} tokens to step {result.step}, which asked for {asked}")
+    if result.prompt_logprobs and not result.prompt_logprobs.keys() <= set(flight.plan.chunk_ids):
+        raise UnexpectedResult(f"it scored prompts that are not in step {result.step}")
 
 
 def advance(table: RequestTable, retired: Retired, tokens: list[int], now: float) -> None:

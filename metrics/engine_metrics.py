@@ -85,6 +85,10 @@ class BooksSample:
     prefix_hits: int = 0
     """Tokens found there."""
     num_preemptions: int = 0
+    num_replays: int = 0
+    """Running requests that were computed again because their stages died."""
+    num_stage_restarts: int = 0
+    num_stages_up: int = 0
 
 
 class _Histogram:
@@ -200,6 +204,9 @@ class EngineMetrics:
             "prefix_cache_queries": books.prefix_queries,
             "prefix_cache_hits": books.prefix_hits,
             "preemptions": books.num_preemptions,
+            "replays": books.num_replays,
+            "stage_restarts": books.num_stage_restarts,
+            "stages_up": books.num_stages_up,
         }
         for name, value in values.items():
             families[name].add_metric(labels, value)

@@ -50,6 +50,9 @@ _HELP: dict[str, tuple[Callable[..., Metric], str, tuple[str, ...]]] = {
     "prefix_cache_queries": (CounterMetricFamily, "Tokens looked up in the prefix cache.", _LABELS),
     "prefix_cache_hits": (CounterMetricFamily, "Tokens found in the prefix cache.", _LABELS),
     "preemptions": (CounterMetricFamily, "Times a running request gave its blocks back to be recomputed.", _LABELS),
+    "replays": (CounterMetricFamily, "Running requests computed again because their stages died.", _LABELS),
+    "stage_restarts": (CounterMetricFamily, "Times the stages were started again after one died.", _LABELS),
+    "stages_up": (GaugeMetricFamily, "Stages that take micro-batches: all of them, or none.", _LABELS),
 }
 
 

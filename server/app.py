@@ -19,7 +19,7 @@ from .config import RESERVED_THREADS, ServerConfig
 from .disconnects import DisconnectWatcher
 from .formats import ChatFormat, CompletionFormat
 from .generation import Generations
-from .http_errors import RETRY_AFTER_S, ApiError, api_error
+from .http_errors import RETRY_AFTER_S, ApiError, api_error, first_line
 from .protocol import ChatRequest, CompletionRequest, parse
 from .sampling import chat_params, chat_spelling, completion_params
 
@@ -101,11 +101,13 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
 
     @app.get("/health")
     def health() -> Response:
-        return Response(status=503 if llm.dead_cause is not None else 200)
+        dead = llm.dead_cause
+        return Response(status=200) if dead is None else _plain(first_line(dead), 503)
 
     @app.get("/ready")
     def ready() -> Response:
-        return Response(status=200 if llm.is_ready and not is_draining() else 503)
+        reason = "the server is shutting down" if is_draining() else llm.unready_reason
+        return Response(status=200) if reason is None else _plain(reason, 503)
 
     @app.get("/version")
     def version() -> Response:
@@ -148,6 +150,10 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
         return on_api_error(api_error(error))
 
     return app
+
+
+def _plain(text: str, status: int) -> Response:
+    return Response(text + "\n", status=status, mimetype="text/plain")
 
 
 def _json(body: object, status: int = 200) -> Response:

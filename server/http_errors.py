@@ -57,13 +57,14 @@ def api_error(error: BaseException, spelled: dict[str, str] | None = None) -> Ap
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error))
     if isinstance(error, EngineDeadError):
-        return ApiError(503, _first_line(error))
+        return ApiError(503, first_line(error))
     if isinstance(error, RequestFailedError):
-        return ApiError(500, _first_line(error))
+        return ApiError(500, first_line(error))
     if isinstance(error, CapacityError | RequestError):
         return ApiError(400, str(error))
     return ApiError(500, "internal error; the server's log says more")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What it says without the traceback of a stage below."""
     return str(error).partition("\n")[0]

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from ...core.cost_model import StepShape
-from ...core.errors import EngineDeadError
 from ...core.outputs import FinishReason
 from ...core.step import StepResult
 from ...core.trace import StepStats
 from ...kvcache.resources import ResourceFailure
 from ...metrics.engine_metrics import EngineMetrics
 from ..delta import Delta
-from ..executors.base import Executor, ExecutorInfo, StageDied
-from ..retirement import Retired
+from ..executors.base import Executor, ExecutorInfo, StageDied, StagesUp
+from ..retirement import Retired, UnexpectedResult
+from .recovery import StageRecovery
 from .reporting import deltas_of, record_finished, record_step
 from .state import EngineState
 
@@ -31,7 +31,8 @@ class OutputThread:
     """Starts the stages, then retires results in order, and at the end fails whoever is left and stops the stages.
 
     ``make_state`` is called once the stages are up, with what start-up found; ``started`` resolves to the state or
-    carries what went wrong. ``at_end`` is called when nothing more will be delivered.
+    carries what went wrong. ``at_end`` is called when nothing more will be delivered. ``max_restarts`` and ``replay``
+    are for ``StageRecovery``.
     """
 
     def __init__(
@@ -42,10 +43,14 @@ class OutputThread:
         stats: deque[StepStats],
         name: str,
         at_end: Callable[[], None] = lambda: None,
+        *,
+        max_restarts: int = 0,
+        replay: bool = True,
     ) -> None:
         self._executor, self._make_state = executor, make_state
         self._metrics, self._stats = metrics, stats
         self._at_end = at_end
+        self._recovery = StageRecovery(executor, max_restarts=max_restarts, replay=replay)
         self.started: Future[EngineState] = Future()
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
 
@@ -70,9 +75,14 @@ class OutputThread:
         """Take in one result, wake-up or death, and tell those concerned. False when the engine is over."""
         collected = self._executor.collect(timeout)
         if isinstance(collected, StepResult):
-            self._retire(state, collected, state.clock())
+            try:
+                self._retire(state, collected, state.clock())
+            except UnexpectedResult as error:
+                self._lose_stages(state, StageDied(self._executor.num_stages - 1, str(error)))
         elif isinstance(collected, StageDied):
-            state.die(EngineDeadError(f"stage {collected.stage} died: {collected.cause}"))
+            self._lose_stages(state, collected)
+        elif isinstance(collected, StagesUp):
+            self._recovery.regain(state, collected)
         else:
             with state.changed:
                 ended, state.core.outbox = state.core.outbox, []
@@ -80,6 +90,10 @@ class OutputThread:
             self._deliver(state, ended)
             _log(failures)
         return not state.over
+
+    def _lose_stages(self, state: EngineState, died: StageDied) -> None:
+        self._deliver(state, self._recovery.lose(state, died))
+        self._recovery.restart(state)
 
     def _retire(self, state: EngineState, result: StepResult, collected_at: float) -> None:
         with state.changed:

@@ -16,7 +16,8 @@ Clock = Callable[[], float]
 
 
 class EngineState:
-    """``changed`` is the state lock. It covers the core's books, the inbox, ``version``, ``stopping`` and ``dead``.
+    """``changed`` is the state lock. It covers the core's books, the inbox, ``version``, ``stopping``, ``dead``
+    and ``outage``.
 
     It is held for drain + schedule + booking and for retiring, never while pushing, collecting, tokenizing, logging or
     calling back, and no other lock is taken under it. ``version`` rises on every submit, abort, retirement, executor
@@ -33,6 +34,9 @@ class EngineState:
         self.version = 0
         self.stopping = False
         self.dead: EngineDeadError | None = None
+        self.outage: str | None = None
+        """Why the stages are being started again; ``None`` while they are up."""
+        self.num_restarts = 0
         self._max_num_waiting = max_num_waiting
         self._arrivals: deque[Request] = deque()
         self._unanswered: dict[int, Request] = {}
@@ -94,6 +98,15 @@ class EngineState:
     @property
     def over(self) -> bool:
         return self.stopping or self.dead is not None
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why a request would not be begun now, in a line; ``None`` when it would."""
+        if self.dead is not None:
+            return str(self.dead).partition("\n")[0]
+        if self.stopping:
+            return "the engine is closed"
+        return f"{self.outage}; the stages are being started again" if self.outage is not None else None
 
     def raise_if_over(self) -> None:
         if self.over:

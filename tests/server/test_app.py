@@ -148,5 +148,7 @@ def test_a_dead_engine_says_so() -> None:
         assert (response.status_code, error(response)["type"]) == (503, "ServiceUnavailableError")
         assert "the machine burns" in error(response)["message"]
         for path in ("/health", "/ready"):
-            assert (site.get(path).status_code, site.get(path).data) == (503, b"")
+            answer = site.get(path)
+            assert (answer.status_code, answer.mimetype) == (503, "text/plain")
+            assert answer.text == "the engine is dead: RuntimeError('the machine burns')\n"
         assert site.get("/metrics").status_code == 200
