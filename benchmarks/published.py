@@ -83,8 +83,8 @@ def circumstances(result: dict[str, Any], said: str) -> str:
     if Spread.of([run["other_cores"] for run in result["runs"]]).median > NOT_QUIET:
         parts.append("**Provisional:** the machine was not quiet.")
     for failure in result["failures"]:
-        first = failure["error"].split("\n")[0]
-        parts.append(f"Failed: {failure['who']}, repeat {failure['repeat'] + 1}: {first}")
+        first, *log = failure["error"].strip().split("\n")
+        parts.append(f"Failed: {failure['who']}, repeat {failure['repeat'] + 1}: {': '.join([first, *log[-1:]])}")
     return "\n\n".join(parts)
 
 

@@ -122,10 +122,10 @@ def test_a_machine_that_was_not_quiet_and_failures_are_told() -> None:
     result = copy.deepcopy(CANNED)
     for run in result["runs"]:
         run["other_cores"] = 0.4
-    result["failures"] = [{"who": "pipe", "repeat": 1, "error": "exit code 1\nmore"}]
+    result["failures"] = [{"who": "pipe", "repeat": 1, "error": "exit code 1\nmore\nBroken: pipe\n"}]
     page = transport_report.section(result)
     assert "**Provisional:**" in page
-    assert "Failed: pipe, repeat 2: exit code 1" in page and "more" not in page
+    assert "Failed: pipe, repeat 2: exit code 1: Broken: pipe" in page and "more" not in page
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
