@@ -111,6 +111,8 @@ class RequestTable:
         queue.in_flight += 1
         queue.num_joining += sum(plan.chunk_samples)
         queue.last_pushed = self._last_step = plan.step
+        if len(plan.decode_ids):
+            queue.last_decoded = plan.step
         self._idle.pop(plan.queue, None)
         self.num_tokens_in_flight += plan.num_tokens
 
@@ -118,6 +120,8 @@ class RequestTable:
         """A plan retires, or is lost with its stages."""
         queue = self.queues[plan.queue]
         queue.in_flight -= 1
+        if queue.last_decoded == plan.step:
+            queue.last_decoded = None
         queue.num_joining -= sum(plan.chunk_samples)
         if queue.idle:
             self._idle[plan.queue] = None

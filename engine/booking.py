@@ -70,9 +70,9 @@ def _book_decodes(core: EngineCore, plan: StepPlan) -> None:
         plan.decode_slots = [queue.slots[row] for row in rows]
         plan.decode_tokens = [queue.tokens[row] for row in rows]
         plan.decode_positions = [queue.position(request_id) for request_id in plan.decode_ids]
-    if queue.in_flight:
-        # Ahead of its tokens: a row moved here or joined since has a known one, which the workers know as well.
-        plan.feeds_from, plan.decode_tokens = queue.last_pushed, ()
+    if queue.last_decoded is not None:
+        # Ahead of its tokens: where a row was not in that step its token is known, and the workers know it as well.
+        plan.feeds_from, plan.decode_tokens = queue.last_decoded, ()
     needed = kv.blocks_to_advance(due)
     if needed > kv.num_free_blocks:
         raise SchedulerError(

@@ -77,7 +77,10 @@ class MicroBatch(abc.ABC):
 
     @abc.abstractmethod
     def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:
-        """Fill ``step.plan`` for the idle queue ``step.queue``; leave it empty when nothing can run."""
+        """Fill ``step.plan`` for the queue ``step.queue``; leave it empty when nothing can run.
+
+        The queue is idle or, where ``step.ahead``, has its last micro-batch in flight.
+        """
 
 
 class Scheduler:
@@ -133,10 +136,19 @@ class Scheduler:
         self.micro_batch.form(step, self.ordering, self.capacity)
         if not step.plan.num_rows and not step.plan.paused_ids and not step.plan.moved_ids:
             return None
-        if step.ahead and (step.plan.paused_ids or step.is_short):
-            return None  # nobody is put out for a guess: when the tokens are known the queue is asked again
+        if step.ahead and not self._may_go_ahead(step):
+            return None
         for request in step.admitted:
             self.ordering.remove(request.request_id)
         for request_id in step.plan.paused_ids:
             self.ordering.add(table[request_id])
         return step.plan
+
+    @staticmethod
+    def _may_go_ahead(step: SchedulingPass) -> bool:
+        """Nobody is put out for a guess: where memory is short the queue is asked again when its tokens are known. They
+        are on their way, so whoever waits for the books to change is woken."""
+        if step.plan.paused_ids or step.is_short:
+            return False
+        # A micro-batch that knows nothing of looking ahead takes every row.
+        return set(step.queue.ending()).isdisjoint(step.plan.decode_ids)

@@ -13,17 +13,22 @@ from .scheduling_pass import SchedulingPass
 
 
 class Turns:
-    """Which of a queue's rows run, where they exceed a micro-batch: the next ones in turn."""
+    """Which of a queue's rows run, where they exceed a micro-batch: the next ones in turn.
+
+    A turn passes when rows of the queue are pushed: a plan that comes to nothing costs nobody a turn.
+    """
 
     def __init__(self) -> None:
-        self._next: dict[int, int] = {}
+        self._last: dict[int, tuple[int, int, int]] = {}
+        """By queue: its pushes at the last answer, where that began and where it ended."""
 
     def take(self, step: SchedulingPass, ids: Sequence[int]) -> Sequence[int]:
         limit = min(step.rows_left, step.tokens_left)
         if len(ids) <= limit:
             return ids[:]
-        start = self._next.get(step.queue.index, 0) % len(ids)
-        self._next[step.queue.index] = start + limit
+        pushes, start, stop = self._last.get(step.queue.index, (0, 0, 0))
+        start = (start if step.queue.num_pushes == pushes else stop) % len(ids)
+        self._last[step.queue.index] = step.queue.num_pushes, start, start + limit
         return [ids[(start + k) % len(ids)] for k in range(limit)]
 
 

@@ -13,7 +13,7 @@ from .limits import Limits
 
 
 class SchedulingPass:
-    """What the three parts of a scheduler share while they make one plan for one idle queue.
+    """What the three parts of a scheduler share while they make one plan for one queue.
 
     Nothing here changes the books: blocks, resources and pauses are counted in the pass only, and ``EngineCore``
     carries them out after it has checked the plan.
@@ -36,7 +36,8 @@ class SchedulingPass:
         self.ahead = not queue.idle
         """Whether the queue's last micro-batch is still in flight, so that its decodes' inputs are not known yet."""
         self.is_short = False
-        """Whether a decode was left out for want of a block."""
+        """Whether a decode was left out for want of a block. A micro-batch says so itself: a plan made ahead is dropped
+        then, or its queue would never be idle and nobody ever paused for the decode."""
         self.admitted: list[RequestView] = []
         self._paused: set[int] = set()
         self._promised: int | None = None

@@ -133,7 +133,11 @@ def test_a_cohort_larger_than_a_micro_batch_takes_turns(limit: dict[str, int]) -
     books = Books(**limit)  # type: ignore[arg-type]
     for _ in range(5):
         books.decoding(6)
-    served = [rows(books.plan())[0] for _ in range(5)]
+    served = []
+    for _ in range(5):
+        served.append(rows(books.plan())[0])
+        assert rows(books.plan())[0] == served[-1], "nothing was pushed, so it is still their turn"
+        books.table.queues[0].advance([i for i in range(5) if i not in served[-1]])
     assert served == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4]]
 
 
