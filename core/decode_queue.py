@@ -29,8 +29,6 @@ class DecodeQueue:
         """Step of the last push; the queue idle for longest goes first."""
         self.last_decoded: int | None = None
         """Step of the last push that carried rows of it, until that comes back: what it samples is not known yet."""
-        self.last_decoded: int | None = None
-        """Step of the last push that carried rows of it, until that comes back: what it samples is not known yet."""
         self.ids = array("q")
         self.slots = array("i")
         self.tokens = array("i")
@@ -54,11 +52,6 @@ class DecodeQueue:
     @property
     def idle(self) -> bool:
         return self.in_flight == 0
-
-    @property
-    def num_pushes(self) -> int:
-        """Pushes so far that carried rows of it."""
-        return self._clock
 
     @property
     def num_pushes(self) -> int:
