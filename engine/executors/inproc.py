@@ -7,16 +7,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ...core.errors import CapacityError, ConfigError, EngineDeadError
+from ...core.errors import EngineDeadError
 from ...core.step import StepPlan, StepResult
 from ...workers.model_engine import ModelEngine, ModelInfo, Progress
 from ...workers.sampler import BatchSampler, SamplerFactory
 from ...workers.stage import Stage, StageOutput, describe
 from .base import Collected, Executor, ExecutorInfo, StageDied, Wake
+from .pool import choose_num_blocks, sum_up
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +83,21 @@ class InprocExecutor(Executor):
                 infos.append(thread.load(_in_all(self._progress, infos, self._num_stages)))
                 if self._stopping.is_set():
                     raise EngineDeadError("the executor was shut down while it started")
-            pool = _Pool(self._choose_num_blocks(infos), self._block_size)
+            num_blocks = choose_num_blocks(
+                infos,
+                [""] * len(infos),  # stages in one process share its memory
+                block_size=self._block_size,
+                max_num_seqs=self._max_num_seqs,
+                num_kv_blocks=self._num_kv_blocks,
+                kv_cache_memory=self._kv_cache_memory,
+            )
+            pool = _Pool(num_blocks, self._block_size)
             for thread in self._threads:
                 thread.allocate(pool)
         except BaseException:
             self.shutdown()
             raise
-        return ExecutorInfo(_sum_up(infos), pool.num_blocks, pool.block_size, self._num_stages)
+        return ExecutorInfo(sum_up(infos), pool.num_blocks, pool.block_size, self._num_stages)
 
     def push(self, plan: StepPlan) -> None:
         self._threads[0].inbox.put(_Work(plan, None))
@@ -140,28 +149,6 @@ class InprocExecutor(Executor):
             max_num_seqs=max_num_seqs,
             feeds_back=feeds_back,
         )
-
-    def _choose_num_blocks(self, infos: list[ModelInfo]) -> int:
-        if self._num_kv_blocks is not None:
-            if self._num_kv_blocks < 2:
-                raise ConfigError("num_kv_blocks", self._num_kv_blocks, "2 or more: block 0 holds no request's tokens")
-            return self._num_kv_blocks
-        block_bytes = max(sum(info.kv_bytes_per_token for info in infos) * self._block_size, 1)
-        if self._kv_cache_memory is not None:
-            num_blocks = self._kv_cache_memory // block_bytes
-            if num_blocks < 2:
-                raise ConfigError("kv_cache_memory", self._kv_cache_memory, f"at least {2 * block_bytes}, for 2 blocks")
-            return num_blocks
-        # Stages in one process share its memory: what the last to load saw free must hold the pools of all.
-        free = min(info.free_memory_bytes for info in infos)
-        num_blocks = free // block_bytes
-        if num_blocks < 2:
-            raise CapacityError(
-                f"{free} bytes are free for the KV cache and 2 blocks of {self._block_size} tokens need "
-                f"{2 * block_bytes}: free some memory, or take a smaller model, dtype or block_size"
-            )
-        useful = self._max_num_seqs * -(-infos[0].max_model_len // self._block_size) + 1
-        return min(num_blocks, useful)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,14 +287,3 @@ def _copy(hidden: Any) -> Any:
     if hidden is None:
         return None
     return hidden.clone() if hasattr(hidden, "clone") else hidden.copy()
-
-
-def _sum_up(infos: list[ModelInfo]) -> ModelInfo:
-    """The model as a whole, from its stages."""
-    return replace(
-        infos[-1],
-        num_layers=sum(info.num_layers for info in infos),
-        weight_bytes=sum(info.weight_bytes for info in infos),
-        kv_bytes_per_token=sum(info.kv_bytes_per_token for info in infos),
-        free_memory_bytes=min(info.free_memory_bytes for info in infos),
-    )
