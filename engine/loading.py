@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.config import EngineConfig, ModelConfig
+from ..core.errors import ConfigError
+from ..core.stage_settings import check_split
 from ..workers.model_engine import ModelEngine, Progress
+from ..workers.placement import place_stages, read_cores
 from .tokenizer import Tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -22,6 +25,8 @@ class ModelSource:
     path: str | None
     name: str
     default_sampling: Mapping[str, Any] = field(default_factory=dict)
+    num_layers: int | None = None
+    """Where the checkpoint's config says it plainly."""
 
     def tokenizer(self, config: ModelConfig) -> Tokenizer | None:
         """Not loaded yet; ``None`` where there is nothing to load it from: such an engine speaks token ids only."""
@@ -40,27 +45,20 @@ class ModelSource:
         return config.device == "cuda" or torch.cuda.is_available()
 
     def model_engines(self, config: EngineConfig, on_cuda: bool) -> Callable[[int], ModelEngine]:
-        """Makes the model of a stage; called in the stage's thread."""
-        path, stages = self.path, config.parallel.pipeline_parallel_size
+        """Makes the model of a stage; called in the stage's thread. Raises ``ConfigError`` for settings of stages that
+        do not fit the model or the machine."""
+        path, parallel = self.path, config.parallel
         assert path is not None
-        # Stages in one process share its cores; a single one takes what torch takes by itself.
-        num_threads = config.parallel.cpu_threads
-        if num_threads is None and stages > 1:
-            num_threads = max(len(os.sched_getaffinity(0)) // stages, 1)
+        if self.num_layers is not None:
+            check_split(self.num_layers, parallel.pipeline_parallel_size, parallel.pipeline_layer_partition)
+        if parallel.stage_devices is not None and not on_cuda:
+            raise ConfigError("stage_devices", parallel.stage_devices, "nothing where stages compute on the CPU")
+        placements = place_stages(parallel, read_cores())
 
         def make(stage: int) -> ModelEngine:
-            from ..workers.torch_model_engine import TorchModelEngine
+            from ..workers.torch_stage import make_torch_stage
 
-            return TorchModelEngine(
-                path,
-                stage=stage,
-                num_stages=stages,
-                dtype=config.model.dtype,
-                device="cuda" if on_cuda else "cpu",
-                max_model_len=config.model.max_model_len,
-                memory_utilization=config.cache.gpu_memory_utilization,
-                num_threads=num_threads,
-            )
+            return make_torch_stage(path, config, stage, on_cuda=on_cuda, num_threads=placements[stage].num_threads)
 
         return make
 
@@ -72,8 +70,12 @@ def find_model(config: ModelConfig) -> ModelSource:
     from ..models.hub import resolve_model
 
     path = resolve_model(config.model, revision=config.revision, download_dir=config.download_dir)
-    defaults = read_generation_defaults(path, read_config(path))
-    return ModelSource(str(path), config.model or "demo", defaults.sampling)
+    checkpoint = read_config(path)
+    defaults = read_generation_defaults(path, checkpoint)
+    num_layers = checkpoint.get("num_hidden_layers")
+    return ModelSource(
+        str(path), config.model or "demo", defaults.sampling, num_layers if isinstance(num_layers, int) else None
+    )
 
 
 @contextmanager

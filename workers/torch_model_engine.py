@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,9 @@ class TorchModelEngine:
     """Implements ``ModelEngine``; see there for who may call what when.
 
     ``path`` is a local folder (``models.hub.resolve_model`` makes one of a hub name). ``layer_split`` gives the layers
-    of each stage; an even split by work when absent. ``memory_utilization`` is the share of a GPU's memory for weights
-    and pool. ``num_threads`` is what torch computes with in the calling thread.
+    of each stage, or how to find them (``models.stages.choose_split``). ``device`` is a kind, or ``cuda:1``.
+    ``memory_utilization`` is the share of a GPU's memory for weights and pool. ``num_threads`` is what torch computes
+    with in the calling thread.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class TorchModelEngine:
         *,
         stage: int = 0,
         num_stages: int = 1,
-        layer_split: list[int] | None = None,
+        layer_split: Sequence[int] | str | None = None,
         dtype: str = "auto",
         device: str = "auto",
         max_model_len: int | None = None,
@@ -68,12 +71,15 @@ class TorchModelEngine:
     def load(self, progress: Progress | None = None) -> ModelInfo:
         if self._num_threads is not None:
             torch.set_num_threads(self._num_threads)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread: where kernels that are not torch's own are launched
         config = read_config(self._path)
         spec = model_spec(config)
-        stage = stage_range(spec, self._stage, self._num_stages, self._layer_split)
         max_model_len = context_length(spec, self._max_model_len)
         checkpoint = Checkpoint(self._path)
         self._dtype = pick_dtype(self._dtype_name, config, checkpoint, self._device)
+        kind, itemsize = self._device.type, self._dtype.itemsize
+        stage = stage_range(spec, self._stage, self._num_stages, self._layer_split, device=kind, itemsize=itemsize)
 
         ops = select_ops(self._device, self._dtype)
         with torch.inference_mode():
@@ -162,12 +168,17 @@ class TorchModelEngine:
 
 def pick_device(name: str) -> torch.device:
     """Raises ``ConfigError`` for a name that is unknown, or a device that is not there."""
-    if name not in ("auto", "cpu", "cuda"):
+    numbered = re.fullmatch(r"cuda:([0-9]{1,4})", name)
+    if name not in ("auto", "cpu", "cuda") and numbered is None:
         raise ConfigError("device", name, "auto, cpu, cuda")
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise ConfigError("device", name, "auto or cpu; this torch sees no CUDA device")
-    return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
+    index, count = int(numbered[1]) if numbered else 0, torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError("device", name, ", ".join(f"cuda:{number}" for number in range(count)))
+    return torch.device("cuda", index)
 
 
 def pick_dtype(name: str, config: CheckpointConfig, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Specs from configs: what real checkpoints leave out, splits over stages, generation defaults, other packages."""
+"""Specs from configs: what real checkpoints leave out, generation defaults, other packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from llm_engine.models.architectures import llama, model_spec
 from llm_engine.models.config import CheckpointConfig
 from llm_engine.models.generation import read_generation_defaults
 from llm_engine.models.spec import ModelSpec
-from llm_engine.models.stages import even_split
 
 BASE = {
     "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8,
@@ -82,21 +81,6 @@ def test_an_architecture_of_another_package(monkeypatch: pytest.MonkeyPatch) -> 
 
 def other(config: CheckpointConfig) -> ModelSpec:
     return llama(config, activation="gelu")
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "layers", "stages", "split"),
-    [
-        (1000, 8, 1, [8]),
-        (1000, 8, 2, [4, 4]),
-        (1000, 8, 3, [3, 3, 2]),
-        (1000, 8, 8, [1] * 8),
-        (8000, 8, 2, [6, 2]),
-        (8000, 8, 3, [4, 3, 1]),
-    ],
-)
-def test_even_split(vocabulary: int, layers: int, stages: int, split: list[int]) -> None:
-    assert even_split(spec("LlamaForCausalLM", vocab_size=vocabulary, num_hidden_layers=layers), stages) == split
 
 
 @pytest.mark.parametrize(

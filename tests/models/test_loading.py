@@ -209,7 +209,7 @@ def test_settings_that_do_not_fit(checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match="pipeline_parallel_size is 5; allowed: at most the model's 4 layers"):
         load(folder, num_stages=5)
     for split in ([4], [2, 3], [4, 0], [5, -1]):
-        with pytest.raises(ConfigError, match="layer_split"):
+        with pytest.raises(ConfigError, match="pipeline_layer_partition is"):
             load(folder, num_stages=2, layer_split=split)
     with pytest.raises(ConfigError, match="device"):
         TorchModelEngine(str(folder), device="tpu")
