@@ -24,6 +24,8 @@ class InFlight:
     ending: list[int]
     """Decodes whose limit is reached by the token this plan samples."""
     began_at: float
+    after_idle: bool = False
+    """Noted by the scheduling thread: the books had nobody when it began to look."""
     booked_at: float = 0.0
     pushed_at: float = 0.0
     """Noted by the scheduling thread when ``push`` returned; 0 where the result was faster."""

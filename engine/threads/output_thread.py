@@ -142,6 +142,7 @@ class OutputThread:
             retired_at=state.clock(),
             busy=tuple(result.busy),
             failed=result.error is not None,
+            after_idle=flight.after_idle,
         )
 
     def _deliver(self, state: EngineState, deltas: list[Delta]) -> None:

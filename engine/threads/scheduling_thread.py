@@ -40,13 +40,14 @@ class SchedulingThread:
                 state.changed.wait(LOOK_AGAIN)
             if state.over:
                 return False
-            began = state.clock()
+            began, was_idle = state.clock(), state.core.is_idle
             state.drain_inbox(began)
             plan = state.core.schedule(began)
             if plan is None:
                 self._seen = state.version
             else:
                 flight = state.core.in_flight[-1]
+                flight.after_idle = was_idle
                 flight.booked_at = state.clock()
             must_wake = bool(state.core.outbox)
         if plan is not None:
