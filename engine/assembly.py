@@ -31,13 +31,15 @@ def make_core(
     block_size: int,
     num_stages: int,
     on_cuda: bool,
+    feeds_back: bool = True,
     sliding_window: int | None = None,
     resources: Sequence[BaseResourceManager] = (),
     make_scheduler: SchedulerFactory | None = None,
 ) -> EngineCore:
     """Books with everything in them idle. Raises ``ConfigError`` for a scheduler nobody knows.
 
-    ``make_scheduler`` takes the place of the one that the settings name.
+    ``make_scheduler`` takes the place of the one that the settings name; ``feeds_back`` says whether the stages take
+    plans made ahead of their tokens.
     """
     settings = config.scheduler
     limits = make_limits(config, block_size, on_cuda=on_cuda)
@@ -55,6 +57,6 @@ def make_core(
         container,
         num_queues=settings.num_queues or num_stages,
         num_stages=num_stages,
-        look_ahead=int(settings.schedule_ahead),
+        look_ahead=int(settings.schedule_ahead and feeds_back),
         scheduler_name=settings.scheduler,
     )

@@ -181,6 +181,7 @@ class _StateMaker:
             num_kv_blocks=info.num_kv_blocks,
             block_size=info.block_size,
             num_stages=self._num_stages,
+            feeds_back=info.feeds_back,
             on_cuda=self._on_cuda,
             sliding_window=info.model.sliding_window,
             resources=self._resources,

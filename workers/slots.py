@@ -135,18 +135,9 @@ class SlotTable:
             logit_rows=self._logit_rows(plan),
         )
 
-    def fed_rows(self, plan: StepPlan) -> FedRows:
-        """Where the tokens that the applied plan samples will stand, in the order of ``StepPlan.sampled_ids``."""
-        ends = [
-            (slot, start + count)
-            for slot, start, count, samples in zip(
-                plan.chunk_slots, plan.chunk_starts, plan.chunk_tokens, plan.chunk_samples, strict=True
-            )
-            if samples
-        ]
-        slots = np.asarray([*plan.decode_slots, *(slot for slot, _ in ends)], np.int64)
-        positions = np.asarray([*(p + 1 for p in plan.decode_positions), *(end for _, end in ends)], np.int64)
-        return FedRows(self._request_ids[slots], slots, positions)
+    def fed_rows(self, rows: SamplingRows) -> FedRows:
+        """Where the tokens that the plan last applied samples will stand."""
+        return FedRows(self._request_ids[rows.slots], rows.slots, rows.positions + 1)
 
     def feed(self, rows: FedRows, tokens: Sequence[int]) -> None:
         """Enter tokens just sampled, from which a plan made ahead of them goes on. What no longer has its slot, or has

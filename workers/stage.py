@@ -56,6 +56,7 @@ class Stage:
         self._info: ModelInfo | None = None
         self._slots: SlotTable | None = None
         self._sampler: Sampler | None = None
+        self._feeds_back = feeds_back
         self._is_fed = feeds_back and index == 0 and num_stages > 1
         self._feeds_itself = feeds_back and self.is_last
         self._unfed: dict[int, FedRows] = {}
@@ -86,7 +87,7 @@ class Stage:
         assert self.can_execute(plan), f"step {plan.step} goes on from tokens that are not here"
         self._slots.apply(plan)
         if self._is_fed:
-            self._unfed[plan.step] = self._slots.fed_rows(plan)
+            self._unfed[plan.step] = self._slots.fed_rows(self._slots.sampling_rows(plan))
         if self._sampler is not None:
             for start in plan.starts:
                 self._sampler.start(start)
@@ -112,7 +113,10 @@ class Stage:
 
     def can_execute(self, plan: StepPlan) -> bool:
         """Whether every token that the plan goes on from has been fed."""
-        return plan.feeds_from is None or not any(step <= plan.feeds_from for step in self._unfed)
+        if plan.feeds_from is None:
+            return True
+        assert self._feeds_back, f"step {plan.step} was made ahead of its tokens, which nobody feeds here"
+        return not any(step <= plan.feeds_from for step in self._unfed)
 
     def feed(self, step: int, tokens: Sequence[int]) -> None:
         """What the last stage sampled in a step; nothing where the step failed. For the first stage of several."""
@@ -135,7 +139,7 @@ class Stage:
         if len(rows.slots):
             result.tokens, result.logprobs = sampler.sample(logits, rows.slots, rows.positions)
             if self._feeds_itself:
-                self._slots.feed(self._slots.fed_rows(plan), result.tokens)
+                self._slots.feed(self._slots.fed_rows(rows), result.tokens)
 
 
 def describe(exc: BaseException) -> str:

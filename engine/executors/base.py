@@ -18,6 +18,9 @@ class ExecutorInfo:
     """Blocks in the pool, the null block included: the least over the stages."""
     block_size: int
     num_stages: int
+    feeds_back: bool = False
+    """Whether the stages go on from tokens they sampled themselves, so that plans may be pushed ahead of them
+    (``StepPlan.feeds_from``). Where not, none is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class InprocExecutor(Executor):
         except BaseException:
             self.shutdown()
             raise
-        return ExecutorInfo(sum_up(infos), pool.num_blocks, pool.block_size, self._num_stages)
+        return ExecutorInfo(sum_up(infos), pool.num_blocks, pool.block_size, self._num_stages, self._feeds_back)
 
     def push(self, plan: StepPlan) -> None:
         self._threads[0].inbox.put(_Work(plan, None))
