@@ -82,6 +82,11 @@ class Valve:
             self._lethal = True
             self._changed.notify_all()
 
+    def heal(self) -> None:
+        """The next stage that comes lives."""
+        with self._changed:
+            self._lethal = False
+
 
 class Commanded(Scheduler):
     """The default scheduler, except for whom it is told to leave alone or to pause; told under the state lock.

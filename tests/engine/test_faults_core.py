@@ -1,4 +1,4 @@
-"""The books when their stages die and come back: who fails, who is computed again, and that nothing of the dead is used.
+"""The books when their stages die and come back: who fails, who is computed again, and nothing of the dead is used.
 
 The toy model reads its whole KV pool and new stages begin with an empty one, so a block, a prefix hit or a token fed
 from before the death would change every token from there on.
