@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ class ChildError(Exception):
     """A process did not bring what it was asked for; the first line says how it ended, the rest is its stderr."""
 
 
-def json_lines(command: Sequence[str], timeout: float) -> Iterator[dict[str, Any]]:
+def json_lines(command: Sequence[str], timeout: float) -> Generator[dict[str, Any], None, None]:
     """Run the command in the repository's root and yield its lines as they come.
 
     It and all that it started are ended on the way out, and after ``timeout`` seconds. Raises ``ChildError``.

@@ -46,7 +46,8 @@ class Blocking:
 
     def poke(self, size: int, seconds: float, gap: float) -> list[int]:
         send, receive, payload = self._link.send, self._link.receive, bytes(size)
-        sent, end = [], time.monotonic() + seconds
+        sent: list[int] = []
+        end = time.monotonic() + seconds
         while not sent or time.monotonic() < end:
             time.sleep(gap)
             sent.append(time.monotonic_ns())
@@ -57,7 +58,8 @@ class Blocking:
 
     def wake(self) -> tuple[list[int], list[int]]:
         send, receive = self._link.send, self._link.receive
-        waiting, woken = [], []
+        waiting: list[int] = []
+        woken: list[int] = []
         while True:
             since = time.monotonic_ns()
             message = receive()

@@ -89,7 +89,8 @@ class Coroutines:
 
     async def _poke(self, size: int, seconds: float, gap: float) -> list[int]:
         send, receive, payload = self._socket.send, self._socket.recv, bytes(size)
-        sent, end = [], time.monotonic() + seconds
+        sent: list[int] = []
+        end = time.monotonic() + seconds
         while not sent or time.monotonic() < end:
             await asyncio.sleep(gap)
             sent.append(time.monotonic_ns())
@@ -100,7 +101,8 @@ class Coroutines:
 
     async def _wake(self) -> tuple[list[int], list[int]]:
         send, receive = self._socket.send, self._socket.recv
-        waiting, woken = [], []
+        waiting: list[int] = []
+        woken: list[int] = []
         while True:
             since = time.monotonic_ns()
             message = await receive()

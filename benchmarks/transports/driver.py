@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Protocol
@@ -61,7 +61,7 @@ def hear(control: Connection) -> dict[str, Any]:
 def serve(control: Connection, driver: Driver) -> None:
     """The other end's life: follow orders until there are no more, then close."""
     try:
-        deeds = {"echo": driver.echo, "flood": driver.flood, "poke": driver.poke}
+        deeds: dict[str, Callable[..., Any]] = {"echo": driver.echo, "flood": driver.flood, "poke": driver.poke}
         tell(control, ready=True)
         while (deed := (order := hear(control)).pop("do")) != "end":
             tell(control, done=deeds[deed](**order))

@@ -35,7 +35,7 @@ def zmq_link(address: str, binds: bool) -> Link:
     """A DEALER at each end, so that neither has to take turns; messages are copied in and out."""
     import zmq
 
-    context = zmq.Context.instance()  # inproc:// joins sockets of one context only
+    context: zmq.Context[Any] = zmq.Context.instance()  # inproc:// joins sockets of one context only
     dealer = context.socket(zmq.DEALER)
     configure(dealer, address, binds)
     dealer.RCVTIMEO = dealer.SNDTIMEO = int(LIMIT * 1000)
