@@ -20,6 +20,7 @@ from ..core.version import __version__
 from ..kvcache.kv_cache_manager import KVCacheManager
 from ..kvcache.resources import BaseResourceManager
 from ..metrics.engine_metrics import BooksSample, EngineMetrics
+from ..metrics.step_trace import StepTrace
 from ..schedulers.limits import Limits
 from ..schedulers.registry import find_scheduler
 from .assembly import make_core
@@ -28,8 +29,10 @@ from .threads.delivery_thread import DeliveryThread
 from .threads.output_thread import OutputThread
 from .threads.scheduling_thread import SchedulingThread
 from .threads.state import EngineState
+from .tracing import describe_run
 
 MAX_STATS = 1000
+"""Steps that are kept where no trace is asked for."""
 JOIN_TIMEOUT = 30.0
 _numbers = itertools.count()
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -55,19 +58,27 @@ class Engine:
     ) -> None:
         self.config = config
         self.registry = registry if registry is not None else CollectorRegistry()
-        self.stats: deque[StepStats] = deque(maxlen=MAX_STATS)
+        observed = config.observability
+        self.trace = StepTrace(MAX_STATS if observed.trace is None else observed.trace_steps, observed.trace)
+        self.stats: deque[StepStats] = self.trace.records
         self._delivery_lock = threading.Lock()
         self._executor = executor
         self.name = f"llm-engine-{next(_numbers)}"
         books = _Books()
         make_state = _StateMaker(config, executor.num_stages, on_cuda, resources)
         self.metrics = EngineMetrics(
-            self.registry, model_name=model_name, version=__version__, engine=engine_label, books=books
+            self.registry,
+            model_name=model_name,
+            version=__version__,
+            engine=engine_label,
+            num_stages=executor.num_stages,
+            books=books,
         )
         self._delivery = DeliveryThread(f"{self.name}-delivery")
         self._output = OutputThread(
             executor, make_state, self.metrics, self.stats, f"{self.name}-output", self._delivery.close,
             max_restarts=config.parallel.max_stage_restarts, replay=config.parallel.on_stage_death == "replay",
+            at_exit=self.trace.write_at_end,
         )  # fmt: skip
         self._output.thread.start()
         try:
@@ -80,6 +91,7 @@ class Engine:
             raise
         assert make_state.info is not None
         self.info: ExecutorInfo = make_state.info
+        self.trace.metadata = describe_run(self.state.core, self.info, model_name)
         self._scheduling = SchedulingThread(self.state, executor, f"{self.name}-scheduling")
         self._scheduling.thread.start()
         self._ender = weakref.finalize(self, _signal_end, self.state, executor)
@@ -161,6 +173,8 @@ class _Books:
                 num_replays=core.num_replays,
                 num_stage_restarts=self.state.num_restarts,
                 num_stages_up=core.table.num_stages if self.state.unready_reason is None else 0,
+                num_in_flight=len(core.in_flight),
+                num_queues=len(core.table.queues),
             )
 
 

@@ -80,6 +80,8 @@ class LLM:
                 block_size=self.config.cache.block_size or (64 if on_cuda else 16),
                 make_sampler=sampler,
                 progress=progress,
+                model_path=None if model_engine else source.path,
+                on_cuda=on_cuda,
             )
             self._engine = Engine(
                 self.config,
@@ -194,8 +196,15 @@ class LLM:
         return self._engine.dead_cause
 
     def get_stats(self) -> list[StepStats]:
-        """The last steps, oldest first, at most a thousand."""
+        """The last steps, oldest first: at most a thousand, or ``trace_steps`` where a trace is asked for."""
         return list(self._engine.stats.copy())  # copied at once: the output thread appends meanwhile
+
+    def write_trace(self, path: str) -> None:
+        """Write a step trace of these steps now, whole or not at all; Perfetto opens it, and ``llm-engine trace``.
+
+        The setting ``trace`` writes one when the engine ends. Raises ``OSError``.
+        """
+        self._engine.trace.write(path)
 
     # -- ending
 

@@ -11,6 +11,7 @@ its ``engine`` label.
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,7 +20,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from ..core.trace import StepStats
 from .families import families_of
+from .pipeline_metrics import PipelineMetrics
+from .step_parts import PARTS
 
 TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
@@ -42,9 +46,7 @@ MICRO_BATCH_BUCKETS = tuple(float(2**i) for i in range(15))
 class StepSample:
     """One retired step, for ``record_step``."""
 
-    step_seconds: float
-    """From push to retirement."""
-    micro_batch_tokens: int
+    stats: StepStats
     generation_tokens: int
     """Tokens handed to requests by this step."""
     inter_token: Sequence[tuple[float, int]] = ()
@@ -89,6 +91,9 @@ class BooksSample:
     """Running requests that were computed again because their stages died."""
     num_stage_restarts: int = 0
     num_stages_up: int = 0
+    num_in_flight: int = 0
+    """Micro-batches that were booked and have not come back."""
+    num_queues: int = 1
 
 
 class _Histogram:
@@ -129,7 +134,9 @@ class EngineMetrics:
         model_name: str,
         version: str,
         engine: str | None = None,
+        num_stages: int = 1,
         books: Callable[[], BooksSample] = BooksSample,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model_name, self.version = model_name, version
         self._books = books
@@ -141,6 +148,7 @@ class EngineMetrics:
         self._queue_time = _Histogram(QUEUE_BUCKETS)
         self._step = _Histogram(STEP_BUCKETS)
         self._micro_batch = _Histogram(MICRO_BATCH_BUCKETS)
+        self._pipeline = PipelineMetrics(num_stages, clock)
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._finished: defaultdict[str, int] = defaultdict(int, {"stop": 0, "length": 0, "abort": 0, "error": 0})
@@ -152,8 +160,9 @@ class EngineMetrics:
     def record_step(self, sample: StepSample) -> None:
         """Count a retired step."""
         with self._lock:
-            self._step.add(sample.step_seconds)
-            self._micro_batch.add(sample.micro_batch_tokens)
+            self._step.add(sample.stats.step_seconds)
+            self._micro_batch.add(sample.stats.num_tokens)
+            self._pipeline.add(sample.stats)
             self._generation_tokens += sample.generation_tokens
             for seconds, count in sample.inter_token:
                 self._inter_token.add(seconds, count)
@@ -198,6 +207,14 @@ class EngineMetrics:
                 "generation_tokens": self._generation_tokens,
             }
             by_reason = {"requests_finished": dict(self._finished), "requests_rejected": dict(self._rejected)}
+            pipeline = self._pipeline
+            by_stage = {
+                "stage_busy_ratio": pipeline.busy_ratios(),
+                "stage_busy_seconds": list(pipeline.busy_seconds),
+                "stage_bubble_seconds": list(pipeline.bubble_seconds),
+            }
+            num_steps, part_seconds = pipeline.num_steps, list(pipeline.part_seconds)
+            imbalance = pipeline.imbalance(books.num_queues)
         values |= {
             "num_requests_running": books.num_running,
             "num_requests_waiting": books.num_waiting,
@@ -207,10 +224,17 @@ class EngineMetrics:
             "replays": books.num_replays,
             "stage_restarts": books.num_stage_restarts,
             "stages_up": books.num_stages_up,
+            "micro_batches_in_flight": books.num_in_flight,
         }
         for name, value in values.items():
             families[name].add_metric(labels, value)
         families["kv_cache_usage_ratio"].add_metric(labels, books.kv_usage_ratio)
+        families["micro_batch_imbalance_ratio"].add_metric(labels, imbalance)
+        for name, per_stage in by_stage.items():
+            for stage, number in enumerate(per_stage):
+                families[name].add_metric([*labels, str(stage)], number)
+        for part, seconds in zip(PARTS, part_seconds, strict=True):
+            families["step_part_seconds"].add_metric([*labels, part], num_steps, seconds)
         for name, (buckets, total) in histograms.items():
             families[name].add_metric(labels, buckets, total)
         for name, counts in by_reason.items():

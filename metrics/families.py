@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import (
     HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
+    SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
 
@@ -40,6 +41,20 @@ _HELP: dict[str, tuple[Callable[..., Metric], str, tuple[str, ...]]] = {
     "request_queue_time_seconds": (HistogramMetricFamily, "From arrival to being scheduled first.", _LABELS),
     "step_seconds": (HistogramMetricFamily, "From a micro-batch's push to its result.", _LABELS),
     "micro_batch_tokens": (HistogramMetricFamily, "Tokens computed in one micro-batch.", _LABELS),
+    "step_part_seconds": (SummaryMetricFamily, "Where a step's time went, by part.", (*_LABELS, "part")),
+    "stage_busy_ratio": (GaugeMetricFamily, "Share of the last 10 s that a stage computed.", (*_LABELS, "stage")),
+    "stage_busy_seconds": (CounterMetricFamily, "Seconds that a stage computed.", (*_LABELS, "stage")),
+    "stage_bubble_seconds": (
+        CounterMetricFamily,
+        "Seconds that a stage stood still while the engine had requests.",
+        (*_LABELS, "stage"),
+    ),
+    "micro_batches_in_flight": (GaugeMetricFamily, "Micro-batches pushed and not retired.", _LABELS),
+    "micro_batch_imbalance_ratio": (
+        GaugeMetricFamily,
+        "Largest over mean tokens of the last micro-batches, one per queue.",
+        _LABELS,
+    ),
     "prompt_tokens": (CounterMetricFamily, "Prompt tokens of requests with a first token, cached ones too.", _LABELS),
     "generation_tokens": (CounterMetricFamily, "Tokens generated.", _LABELS),
     "requests_finished": (CounterMetricFamily, "Requests that ended, by reason.", (*_LABELS, "reason")),

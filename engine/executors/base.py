@@ -21,6 +21,8 @@ class ExecutorInfo:
     feeds_back: bool = False
     """Whether the stages go on from tokens they sampled themselves, so that plans may be pushed ahead of them
     (``StepPlan.feeds_from``). Where not, none is."""
+    layers_per_stage: tuple[int, ...] = ()
+    """Empty where nobody says."""
 
 
 @dataclass(frozen=True, slots=True)

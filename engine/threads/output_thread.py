@@ -31,8 +31,8 @@ class OutputThread:
     """Starts the stages, then retires results in order, and at the end fails whoever is left and stops the stages.
 
     ``make_state`` is called once the stages are up, with what start-up found; ``started`` resolves to the state or
-    carries what went wrong. ``at_end`` is called when nothing more will be delivered. ``max_restarts`` and ``replay``
-    are for ``StageRecovery``.
+    carries what went wrong. ``at_end`` is called when nothing more will be delivered, ``at_exit`` when the stages are
+    stopped too. ``max_restarts`` and ``replay`` are for ``StageRecovery``.
     """
 
     def __init__(
@@ -46,10 +46,11 @@ class OutputThread:
         *,
         max_restarts: int = 0,
         replay: bool = True,
+        at_exit: Callable[[], None] = lambda: None,
     ) -> None:
         self._executor, self._make_state = executor, make_state
         self._metrics, self._stats = metrics, stats
-        self._at_end = at_end
+        self._at_end, self._at_exit = at_end, at_exit
         self._recovery = StageRecovery(executor, max_restarts=max_restarts, replay=replay)
         self.started: Future[EngineState] = Future()
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
@@ -187,6 +188,7 @@ class OutputThread:
             self._executor.shutdown()
             if state.dead is None:
                 self._metrics.close()  # a dead engine's numbers stay to be looked at until it is closed
+            self._at_exit()
 
 
 def _log(failures: list[ResourceFailure]) -> None:

@@ -45,7 +45,7 @@ def record_step(metrics: EngineMetrics, retired: Retired, stats: StepStats) -> N
     """Tell the metrics of one step and of the first tokens in it."""
     num_decodes = len(retired.tokens) - len(retired.first_tokens)
     inter_token = [(retired.since_last, num_decodes)] if retired.since_last is not None and num_decodes else ()
-    metrics.record_step(StepSample(stats.step_seconds, stats.num_tokens, len(retired.tokens), inter_token))
+    metrics.record_step(StepSample(stats, len(retired.tokens), inter_token))
     for request in retired.first_tokens:
         first, scheduled = request.time_of(RequestEvent.FIRST_TOKEN), request.time_of(RequestEvent.SCHEDULED)
         assert first is not None and scheduled is not None

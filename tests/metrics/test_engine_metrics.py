@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm_engine.core.errors import ConfigError
+from llm_engine.core.trace import StepStats
 from llm_engine.metrics import BooksSample, EngineMetrics, FinishedSample, FirstTokenSample, StepSample
+from tests.metrics.records import PLAIN
 
 
 def scrape(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -30,6 +33,11 @@ def make(registry: CollectorRegistry, **more: object) -> EngineMetrics:
     return EngineMetrics(registry, model_name="m", version="1.2", **more)  # type: ignore[arg-type]
 
 
+def sized(seconds: float, tokens: int) -> StepStats:
+    """A step that took so long and had so many tokens."""
+    return replace(PLAIN, num_tokens=tokens, retired_at=seconds)
+
+
 def test_a_new_engine_shows_every_series_at_zero() -> None:
     registry = CollectorRegistry()
     make(registry)
@@ -44,7 +52,10 @@ def test_a_new_engine_shows_every_series_at_zero() -> None:
         "llm_engine_generation_tokens_total", "llm_engine_requests_finished_total",
         "llm_engine_requests_rejected_total", "llm_engine_num_requests_running", "llm_engine_num_requests_waiting",
         "llm_engine_kv_cache_usage_ratio", "llm_engine_prefix_cache_queries_total",
-        "llm_engine_prefix_cache_hits_total", "llm_engine_preemptions_total",
+        "llm_engine_prefix_cache_hits_total", "llm_engine_preemptions_total", "llm_engine_step_part_seconds_sum",
+        "llm_engine_stage_busy_ratio", "llm_engine_stage_busy_seconds_total",
+        "llm_engine_stage_bubble_seconds_total", "llm_engine_micro_batches_in_flight",
+        "llm_engine_micro_batch_imbalance_ratio",
     } <= names  # fmt: skip
     assert not any(":" in name for name in names)
 
@@ -54,11 +65,12 @@ def test_what_was_recorded_is_what_is_scraped() -> None:
     books = BooksSample()
     metrics = make(registry, books=lambda: books)
     metrics.record_first_token(FirstTokenSample(ttft_seconds=0.03, queue_seconds=0.002, prompt_tokens=7))
-    metrics.record_step(StepSample(0.004, 256, 250, inter_token=[(0.02, 200), (0.01, 50)]))
+    metrics.record_step(StepSample(sized(0.004, 256), 250, inter_token=[(0.02, 200), (0.01, 50)]))
     metrics.record_finished(FinishedSample("stop", 1.25))
     metrics.record_rejected("queue_full")
     books.num_running, books.num_waiting, books.kv_usage_ratio = 3, 4, 0.5
     books.prefix_queries, books.prefix_hits, books.num_preemptions = 100, 64, 2
+    books.num_in_flight = 5
 
     assert value(registry, "time_to_first_token_seconds_bucket", le="0.02") == 0
     assert value(registry, "time_to_first_token_seconds_bucket", le="0.04") == 1
@@ -81,11 +93,12 @@ def test_what_was_recorded_is_what_is_scraped() -> None:
     assert value(registry, "prefix_cache_queries_total") == 100
     assert value(registry, "prefix_cache_hits_total") == 64
     assert value(registry, "preemptions_total") == 2
+    assert value(registry, "micro_batches_in_flight") == 5
 
 
 def test_values_beyond_the_last_bucket_are_counted() -> None:
     registry = CollectorRegistry()
-    make(registry).record_step(StepSample(1e6, 10**6, 0))
+    make(registry).record_step(StepSample(sized(1e6, 10**6), 0))
     assert value(registry, "step_seconds_bucket", le="10.0") == 0
     assert value(registry, "step_seconds_bucket", le="+Inf") == 1
 
@@ -129,7 +142,7 @@ def test_concurrent_recording_loses_nothing() -> None:
 
     def record() -> None:
         for _ in range(500):
-            metrics.record_step(StepSample(0.001, 1, 1, [(0.001, 1)]))
+            metrics.record_step(StepSample(sized(0.001, 1), 1, [(0.001, 1)]))
 
     threads = [threading.Thread(target=record) for _ in range(4)]
     for thread in threads:
@@ -144,7 +157,7 @@ def test_concurrent_recording_loses_nothing() -> None:
 
 def test_a_step_costs_less_than_fifty_microseconds() -> None:
     metrics = make(CollectorRegistry())
-    sample = StepSample(0.01, 256, 256, [(0.02, 200), (0.03, 56)])
+    sample = StepSample(sized(0.01, 256), 256, [(0.02, 200), (0.03, 56)])
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
