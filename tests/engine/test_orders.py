@@ -1,4 +1,4 @@
-"""With real threads: abort, finish, pause, result, shutdown and the death of a stage, in every order there is.
+"""With real threads: abort, finish, pause, result, shutdown, death and return of a stage, in every order there is.
 
 Two requests run on two stages. One, "held", decodes but is left alone by the scheduler, so that it can be paused. The
 other, "busy", has a step at the valve, two tokens before its end: the first one let through is the ``result``, the
@@ -18,6 +18,7 @@ from llm_engine import EngineDeadError, FinishReason, RequestOutput
 from llm_engine.core.request import RequestState
 from llm_engine.engine.engine import Engine
 from tests.engine.engines import SECONDS, Commanded, Valve, await_state, await_true, greedy, tokens_of, toy_llm
+from tests.engine.mortal import mortal
 from tests.toy_model_engine import expected_tokens
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -27,11 +28,12 @@ EVENTS = ("abort", "finish", "pause", "result", "shutdown", "death")
 
 
 class Scene:
-    def __init__(self, abort: str) -> None:
+    def __init__(self, abort: str, executor: str = "inproc") -> None:
         self.valve = Valve()
         self.llm = toy_llm(
-            stages=2, on_forward=self.valve, scheduler="tests.engine.engines:Commanded", max_num_batched_tokens=16
-        )
+            stages=2, on_forward=self.valve, scheduler="tests.engine.engines:Commanded", max_num_batched_tokens=16,
+            executor=executor,
+        )  # fmt: skip
         self.engine: Engine = self.llm.engine
         self.core = self.engine.state.core
         assert isinstance(self.core.scheduler, Commanded)
@@ -70,7 +72,8 @@ class Scene:
         """At once, or as soon as it is not in flight any more."""
         with self.engine.state.changed:
             self.scheduler.to_pause.add(0)
-            at_once = self._state(0) is not None and not self.core.table.is_in_flight(self.core.table[0])
+            held = self.core.table.get(0)
+            at_once = held is not None and held.is_resident and not self.core.table.is_in_flight(held)
         self.engine.state.notify()
         if at_once and not self.over:
             self._settle(lambda: self.core.num_preemptions == 1)
@@ -130,8 +133,39 @@ class Scene:
         assert tokens_of(output) == expected_tokens(prompt, count)
 
 
-def play(order: tuple[str, ...], abort: str = "busy") -> None:
-    scene = Scene(abort)
+class MortalScene(Scene):
+    """Here the stages come back after their death, at the event ``comeback``."""
+
+    def __init__(self, abort: str) -> None:
+        super().__init__(abort, executor="tests.engine.mortal:MortalExecutor")
+        self.executor = mortal(self.engine)
+
+    def death(self) -> None:
+        self.executor.hold()
+        with self.engine.state.changed:
+            at_the_valve = bool(self.core.in_flight)
+        self.valve.kill()
+        if not self.over:
+            if not at_the_valve:
+                self.executor.kill()
+            self._settle(lambda: not self.core.stages_up)
+            assert not self.core.table.num_resident
+            assert not self.llm.is_ready
+
+    def comeback(self) -> None:
+        self.valve.heal()
+        self.executor.release()
+        if not self.over:
+            self._settle(lambda: self.core.stages_up)
+            assert self.llm.is_ready
+
+    def end(self) -> None:
+        assert self.over or (self.core.epoch, self.core.stages_up) == (1, True)
+        super().end()
+
+
+def play(order: tuple[str, ...], abort: str = "busy", scene_of: type[Scene] = Scene) -> None:
+    scene = scene_of(abort)
     try:
         for event in order:
             getattr(scene, event)()
@@ -153,3 +187,23 @@ def test_every_order_of_all_six(first: str, second: str) -> None:
 def test_every_order_where_the_one_that_is_paused_is_aborted(order: tuple[str, ...]) -> None:
     for _ in range(5):
         play(order, abort="held")
+
+
+def orders_of(*events: str) -> list[tuple[str, ...]]:
+    """Every order in which the stages come back after they died; two results are alike."""
+    return sorted({order for order in permutations(events) if order.index("death") < order.index("comeback")})
+
+
+@pytest.mark.parametrize("first", ["abort", "pause", "result", "death"])
+@pytest.mark.parametrize("aborted", ["busy", "held"])
+def test_every_order_with_a_death_and_a_return(first: str, aborted: str) -> None:
+    for order in orders_of("abort", "pause", "result", "result", "death", "comeback"):
+        if order[0] == first:
+            play(order, aborted, MortalScene)
+
+
+@pytest.mark.parametrize("first", ["abort", "pause", "result", "death"])
+def test_every_order_with_a_shutdown_between_death_and_return(first: str) -> None:
+    for order in orders_of("abort", "pause", "result", "result", "death", "shutdown", "comeback"):
+        if order[0] == first and order.index("death") < order.index("shutdown") < order.index("comeback"):
+            play(order, scene_of=MortalScene)

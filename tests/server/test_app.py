@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 from llm_engine import LLM
 from llm_engine.server.app import make_app
 from llm_engine.server.config import RESERVED_THREADS, ServerConfig
+from tests.engine.mortal import await_epoch, mortal
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True}
 SHORT = {"prompt": "Once", "max_tokens": 1}
@@ -137,6 +138,27 @@ def test_an_unexpected_error_is_logged_and_gives_nothing_away(
     assert (response.status_code, error(response)["type"]) == (500, "InternalServerError")
     assert b"secret" not in response.data
     assert "a secret" in caplog.text
+
+
+def test_stages_that_are_away_are_told_by_ready_alone() -> None:
+    with LLM(num_kv_blocks=16, cpu_threads=1, executor="tests.engine.mortal:MortalExecutor") as llm:
+        site, stages = Site(llm), mortal(llm.engine)
+        assert site.get("/ready").status_code == 200
+        stages.hold()
+        stages.kill("it ran away\nwith a traceback")
+        await_epoch(llm.engine, 1, up=False)
+        answer = site.get("/ready")
+        assert (answer.status_code, answer.mimetype) == (503, "text/plain")
+        assert answer.text == "stage 0 died: it ran away; the stages are being started again\n"
+        assert site.get("/health").status_code == 200
+        answers: list[TestResponse] = []
+        asking = threading.Thread(target=lambda: answers.append(site.post(SHORT)))
+        asking.start()
+        site._wait_for(waiting=1)
+        stages.release()
+        asking.join(30)
+        assert [response.status_code for response in answers] == [200], "it waited for the stages"
+        assert site.get("/ready").status_code == 200
 
 
 def test_a_dead_engine_says_so() -> None:
