@@ -97,7 +97,14 @@ class InprocExecutor(Executor):
         except BaseException:
             self.shutdown()
             raise
-        return ExecutorInfo(sum_up(infos), pool.num_blocks, pool.block_size, self._num_stages, self._feeds_back)
+        return ExecutorInfo(
+            sum_up(infos),
+            pool.num_blocks,
+            pool.block_size,
+            self._num_stages,
+            feeds_back=self._feeds_back,
+            layers_per_stage=tuple(info.num_layers for info in infos),
+        )
 
     def push(self, plan: StepPlan) -> None:
         self._threads[0].inbox.put(_Work(plan, None))
