@@ -109,7 +109,11 @@ class ParallelConfig:
     """How many stages, and where they run."""
 
     pipeline_parallel_size: int = option(1, "stages the layers are split into")
-    executor: str = option("auto", "who runs the stages: inproc (a thread each), or package.module:Class")
+    executor: str = option(
+        "auto",
+        "who runs the stages: inproc (a thread each), zmq (a process each), or package.module:Class; auto takes zmq for "
+        "several stages, where their processes can import what they are to run",
+    )
     cpu_threads: int | None = option(
         None, "threads each stage computes with on the CPU; torch's choice, or cores / stages, when absent"
     )

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...core.config import EngineConfig
+from ...core.errors import ConfigError
 from ...core.registry import Registry
 from ...workers.model_engine import ModelEngine, Progress
+from ...workers.placement import place_stages, read_cores
 from ...workers.sampler import BatchSampler, SamplerFactory
+from ...workers.stage_model import importable_name
 from .base import Executor
-from .inproc import InprocExecutor
+from .inproc import DEFAULT_BLOCK_SIZE, InprocExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +26,37 @@ class ExecutorSpec:
     block_size: int | None
     make_sampler: SamplerFactory = BatchSampler
     progress: Progress | None = None
+    model_path: str | None = None
+    """Folder of the checkpoint; ``None`` where the caller brings the model engine."""
+    on_cuda: bool = False
 
 
 EXECUTORS: Registry[Executor] = Registry("executor", "llm_engine.executors")
 EXECUTORS.add("inproc", ".engine.executors.registry:make_inproc", "a thread a stage, in this process")
+EXECUTORS.add("zmq", ".engine.executors.registry:make_zmq", "a process a stage")
 
 
 def make_executor(spec: ExecutorSpec) -> Executor:
     """Raises ``ConfigError`` listing the executors that exist."""
     name = spec.config.parallel.executor
-    return EXECUTORS.get("inproc" if name == "auto" else name)(spec)
+    return EXECUTORS.get(_best(spec) if name == "auto" else name)(spec)
+
+
+def _best(spec: ExecutorSpec) -> str:
+    """Several stages are faster as processes; what cannot be imported there has to stay here."""
+    if spec.config.parallel.pipeline_parallel_size == 1:
+        return "inproc"
+    try:
+        _names_of(spec)
+    except ConfigError:
+        return "inproc"
+    return "zmq"
+
+
+def _names_of(spec: ExecutorSpec) -> tuple[str | None, str]:
+    """Under which names stage processes import the model engine's and the sampler's factories."""
+    engine = None if spec.model_path is not None else importable_name("model_engine", spec.make_model_engine)
+    return engine, importable_name("sampler", spec.make_sampler)
 
 
 def make_inproc(spec: ExecutorSpec) -> Executor:
@@ -49,3 +73,22 @@ def make_inproc(spec: ExecutorSpec) -> Executor:
         progress=spec.progress,
         feeds_back=config.scheduler.schedule_ahead,
     )
+
+
+def make_zmq(spec: ExecutorSpec) -> Executor:
+    """The stages as processes. Raises ``ConfigError`` where they could not import what they are to run."""
+    from .zmq_executor import ZmqExecutor
+    from .zmq_group import StageSettings
+
+    model_engine, sampler = _names_of(spec)
+    settings = StageSettings(
+        config=spec.config,
+        block_size=spec.block_size or DEFAULT_BLOCK_SIZE,
+        on_cuda=spec.on_cuda,
+        model_path=spec.model_path,
+        model_engine=model_engine,
+        sampler=sampler,
+        fingerprint=None,
+        placements=place_stages(spec.config.parallel, read_cores()),
+    )
+    return ZmqExecutor(settings, spec.progress)

@@ -4,47 +4,96 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llm_engine.core.config import EngineConfig
 from llm_engine.core.errors import ModelLoadError
 from llm_engine.core.step import StepResult
 from llm_engine.engine.executors.base import Executor, StageDied, Wake
 from llm_engine.engine.executors.inproc import InprocExecutor
+from llm_engine.engine.executors.registry import ExecutorSpec, make_zmq
 from tests.plans import Planner
-from tests.toy_model_engine import Gate, OnForward, ToyModelEngine, expected_tokens, fail_on
+from tests.toy_model_engine import Gate, ToyModelEngine, expected_tokens, fail_on
+from tests.toy_stages import ProcessGate, make_stage, tell_stages
 
 SECONDS = 10.0
 """Long enough for anything that comes at all."""
 
-MakeExecutor = Callable[..., Executor]
+
+class Kind:
+    """Makes executors of one kind and number of stages over toy engines, and hooks for them. ``hooks`` maps a stage
+    (negative from the end) to its ``on_forward``."""
+
+    def __init__(self, num_stages: int) -> None:
+        self.num_stages = num_stages
+        self.made: list[Any] = []
+
+    def close(self) -> None:
+        for thing in self.made:
+            thing.shutdown() if isinstance(thing, Executor) else thing.close()
 
 
-@pytest.fixture(params=[1, 2, 3], ids=["inproc-1", "inproc-2", "inproc-3"])
-def make_executor(request: pytest.FixtureRequest) -> Iterator[MakeExecutor]:
-    """Makes executors of the parametrised kind over toy engines; ``hooks`` maps a stage (negative from the end) to its
-    ``on_forward``. They are shut down afterwards."""
-    num_stages: int = request.param
-    made: list[Executor] = []
-
-    def make(
-        hooks: dict[int, OnForward] | None = None, engine_class: type[ToyModelEngine] = ToyModelEngine
+class Inproc(Kind):
+    def __call__(
+        self, hooks: dict[int, Any] | None = None, engine_class: type[ToyModelEngine] = ToyModelEngine
     ) -> Executor:
-        by_stage = {stage % num_stages: hook for stage, hook in (hooks or {}).items()}
+        by_stage = {stage % self.num_stages: hook for stage, hook in (hooks or {}).items()}
         executor = InprocExecutor(
-            lambda stage: engine_class(stage, num_stages, on_forward=by_stage.get(stage)),
-            num_stages=num_stages,
+            lambda stage: engine_class(stage, self.num_stages, on_forward=by_stage.get(stage)),
+            num_stages=self.num_stages,
             max_num_seqs=8,
             block_size=4,
             num_kv_blocks=64,
         )
-        made.append(executor)
+        self.made.append(executor)
         return executor
 
-    yield make
-    for executor in made:
-        executor.shutdown()
+    def gate(self) -> Gate:
+        return Gate()
+
+    def failing(self, number: int) -> Any:
+        return fail_on(number)
+
+
+class Zmq(Kind):
+    def __init__(self, num_stages: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        super().__init__(num_stages)
+        self.monkeypatch, self.folder = monkeypatch, folder
+
+    def __call__(
+        self, hooks: dict[int, Any] | None = None, engine_class: type[ToyModelEngine] = ToyModelEngine
+    ) -> Executor:
+        tell_stages(self.monkeypatch, self.num_stages, hooks, engine_class)
+        config = EngineConfig.of(pipeline_parallel_size=self.num_stages, max_num_seqs=8, num_kv_blocks=64)
+        executor = make_zmq(ExecutorSpec(config, make_stage, block_size=4))
+        self.made.append(executor)
+        return executor
+
+    def gate(self) -> ProcessGate:
+        gate = ProcessGate(self.folder)
+        self.made.append(gate)
+        return gate
+
+    def failing(self, number: int) -> Any:
+        return ("failing", number)
+
+
+MakeExecutor = Inproc | Zmq
+
+
+@pytest.fixture(params=["inproc-1", "inproc-2", "inproc-3", "zmq-1", "zmq-2", "zmq-3"])
+def make_executor(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[MakeExecutor]:
+    """What it makes is ended afterwards."""
+    kind, _, num_stages = request.param.partition("-")
+    maker = Inproc(int(num_stages)) if kind == "inproc" else Zmq(int(num_stages), monkeypatch, tmp_path)
+    yield maker
+    maker.close()
 
 
 def result_of(executor: Executor) -> StepResult:
@@ -97,7 +146,7 @@ def test_results_come_in_the_order_of_pushes_and_all_stages_tell_their_times(mak
 
 def test_slots_and_blocks_change_owner_when_a_plan_executes(make_executor: MakeExecutor) -> None:
     """Everything is pushed while the first step is held: reuse of slot and blocks must wait for its turn."""
-    gate = Gate()
+    gate = make_executor.gate()
     executor = make_executor({0: gate})
     executor.start()
     planner = Planner(num_blocks=4)
@@ -188,7 +237,7 @@ def test_wake_ends_a_collect_that_waits(make_executor: MakeExecutor) -> None:
 
 @pytest.mark.parametrize("failing_stage", [0, -1])
 def test_a_failed_step_answers_and_the_next_one_is_right(make_executor: MakeExecutor, failing_stage: int) -> None:
-    executor = make_executor({failing_stage: fail_on(1)})
+    executor = make_executor({failing_stage: make_executor.failing(1)})
     executor.start()
     planner = Planner()
     a = planner.add([10, 11, 12, 13, 14])
@@ -213,7 +262,7 @@ def test_a_failed_step_answers_and_the_next_one_is_right(make_executor: MakeExec
 
 def test_books_take_the_changes_of_a_failed_step(make_executor: MakeExecutor) -> None:
     """The start was in the failed step; the next one only brings a chunk of it."""
-    executor = make_executor({0: fail_on(0)})
+    executor = make_executor({0: make_executor.failing(0)})
     executor.start()
     planner = Planner()
     request = planner.add([30, 31, 32, 33, 34, 35])
@@ -276,7 +325,7 @@ def test_shutdown_before_start_and_twice(make_executor: MakeExecutor) -> None:
 
 
 def test_shutdown_with_work_in_flight_drops_it(make_executor: MakeExecutor) -> None:
-    gate = Gate()
+    gate = make_executor.gate()
     before = threading.active_count()
     executor = make_executor({-1: gate})
     executor.start()

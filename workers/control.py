@@ -1,0 +1,185 @@
+"""What an engine and its stages say to each other beside the steps: the control messages. Loads no torch.
+
+A stage connects a DEALER to the engine's ROUTER; every message of the stage carries its token in a frame of its own.
+
+::
+
+    stage                                    engine
+      Hello  ->                                              who I am, what I speak
+                                        <-  Setup            what you are; or Refused
+      Progress ..., Loaded  ->                               weights are in; where my inbound socket is
+                                        <-  Allocate         the pool, and who comes after you
+      Ready  ->                             (when all are: a probe goes round the data sockets)
+                                        <-  Serving
+      Heartbeat, every half second  ->
+      Failed  ->                        <-  Stop             at any time
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..core.config import EngineConfig
+from .model_engine import ModelInfo
+from .wire import MAX_FRAME, Buffer, WireError
+
+HEARTBEAT_SECONDS = 0.5
+
+
+class Message(msgspec.Struct, tag=True, forbid_unknown_fields=True):
+    """The base of all control messages."""
+
+
+class Hello(Message):
+    wire_version: int
+    package_version: str
+    index: int
+    pid: int
+    host: str
+
+
+class Setup(Message):
+    """Everything a stage is made from."""
+
+    index: int
+    num_stages: int
+    epoch: int
+    token: bytes
+    """For the data sockets."""
+    config: EngineConfig
+    block_size: int
+    on_cuda: bool
+    model_path: str | None
+    model_engine: str | None
+    """``module:qualname`` of what makes the stage's model engine; torch's when absent."""
+    sampler: str
+    fingerprint: str | None
+    """Of the checkpoint the engine has."""
+    inbound: str
+    """Where the stage is to bind its inbound socket."""
+
+
+class Refused(Message):
+    reason: str
+
+
+class Progress(Message):
+    done: int
+    total: int
+
+
+class Loaded(Message):
+    info: ModelInfo
+    address: str
+    """Where its inbound socket is bound."""
+    memory: str
+    """Names the memory its pool will lie in; stages that name the same share it."""
+
+
+class Allocate(Message):
+    num_blocks: int
+    block_size: int
+    next_address: str
+    """Where its output goes."""
+    first_address: str | None
+    """Where the last stage feeds sampled tokens to; ``None`` for every other stage, and where nothing is fed."""
+
+
+class Ready(Message):
+    pass
+
+
+class Serving(Message):
+    """Every link has been tried; socket files are gone."""
+
+
+class Heartbeat(Message):
+    step: int | None
+    """What it executes."""
+    seconds: float
+    """For how long already."""
+
+
+class Failed(Message):
+    """The stage cannot go on."""
+
+    kind: str
+    """The exception's type."""
+    message: str
+    traceback: str
+    arguments: list[Any] = msgspec.field(default_factory=list)
+    """What a ``ConfigError`` is made from."""
+    blames: int | None = None
+    """The stage whose message was nonsense, where that is the reason; the engine is -1."""
+
+
+class Log(Message):
+    """A log record of the stage, for the engine's log."""
+
+    level: int
+    logger: str
+    text: str
+
+
+class Stop(Message):
+    final: bool
+    """Whether the engine ends too, and not only this run of its stages."""
+
+
+class ClockPing(Message):
+    sent_at: float
+    """On the engine's clock."""
+
+
+class ClockPong(Message):
+    sent_at: float
+    answered_at: float
+    """On the stage's clock."""
+
+
+FromStage = Hello | Progress | Loaded | Ready | Heartbeat | Failed | Log | ClockPong
+ToStage = Setup | Refused | Allocate | Serving | Stop | ClockPing
+
+_encoder = msgspec.msgpack.Encoder()
+_from_stage = msgspec.msgpack.Decoder(FromStage)
+_to_stage = msgspec.msgpack.Decoder(ToStage)
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_from_stage(frame: Buffer) -> FromStage:
+    """Raises ``WireError``."""
+    return _decode(_from_stage, frame)
+
+
+def decode_to_stage(frame: Buffer) -> ToStage:
+    """Raises ``WireError``."""
+    return _decode(_to_stage, frame)
+
+
+def _decode(decoder: Any, frame: Buffer) -> Any:
+    if len(frame) > MAX_FRAME:
+        raise WireError(f"a control message of {len(frame)} bytes")
+    try:
+        return decoder.decode(frame)
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise WireError(f"a control message: {error}") from error
+
+
+class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The line on its standard input that tells a stage's process whom to join; JSON, so that no secret is in argv."""
+
+    control: str
+    token: str
+    """Hexadecimal."""
+    index: int
+    parent_pid: int
+    directory: str | None = None
+    """With the socket files; removed by the stage where the engine died before it could."""
+    cpus: list[int] | None = None
+    num_threads: int | None = None
+    log_level: int = 30

@@ -1,0 +1,113 @@
+"""The data sockets between stages: one way each, messages in order, of one epoch, from peers that know its token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from .wire import MAX_FRAME, Header, Kind, WireError, pack_header, unpack_header
+
+logger = logging.getLogger(__name__)
+
+_WARN_FIRST = 5
+"""Messages of strangers that are logged; more of them are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One message of a peer. The frames' memory is the message's own and stays as long as they are referred to."""
+
+    kind: Kind
+    frames: list[zmq.Frame]
+    """Without the header."""
+
+
+def data_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[Any]:
+    """A socket that never blocks its sender and keeps nothing back when it is closed."""
+    socket = context.socket(kind)
+    socket.set(zmq.LINGER, 0)
+    socket.set(zmq.SNDHWM, 0)
+    socket.set(zmq.RCVHWM, 0)
+    socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+    return socket
+
+
+class Inbound:
+    """The receiving end: a PULL socket that is bound. Owned by one thread.
+
+    ``senders`` says who sends which kind of message, for the blame; -1 is the engine.
+    """
+
+    def __init__(self, socket: zmq.Socket[Any], token: bytes, senders: dict[Kind, int]) -> None:
+        self.socket = socket
+        self._token = token
+        self._senders = senders
+        self._next = dict.fromkeys(senders, 0)
+        self._num_strangers = 0
+
+    def receive(self) -> Received | None:
+        """The next message, waiting for none; ``None`` where there is none, or it was a stranger's.
+
+        Raises ``PeerError`` for what a peer should not have sent.
+        """
+        try:
+            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        try:
+            header = unpack_header(frames[0].buffer)
+        except WireError as error:
+            self._drop(str(error))
+            return None
+        if header.token != self._token:
+            self._drop("a wrong token")
+            return None
+        sender = self._senders.get(header.kind)
+        if sender is None:
+            raise PeerError(None, f"a {header.kind.name} message, which does not belong here")
+        if header.number != self._next[header.kind]:
+            raise PeerError(sender, f"{header.kind.name} {header.number} follows {self._next[header.kind] - 1}")
+        self._next[header.kind] += 1
+        return Received(header.kind, frames[1:])
+
+    def sender(self, kind: Kind) -> int:
+        return self._senders[kind]
+
+    def close(self) -> None:
+        self.socket.close(0)
+
+    def _drop(self, why: str) -> None:
+        self._num_strangers += 1
+        if self._num_strangers <= _WARN_FIRST:
+            more = "; more of them are dropped in silence" if self._num_strangers == _WARN_FIRST else ""
+            logger.warning("a message from a stranger was dropped: %s%s", why, more)
+
+
+class PeerError(WireError):
+    """What a peer sent is nonsense. ``sender`` is its stage, -1 for the engine, ``None`` where nobody knows."""
+
+    def __init__(self, sender: int | None, what: str) -> None:
+        super().__init__(what)
+        self.sender = sender
+
+
+class Outbound:
+    """The sending end: a PUSH socket that is connected. Owned by one thread."""
+
+    def __init__(self, socket: zmq.Socket[Any], token: bytes) -> None:
+        self._socket = socket
+        self._token = token
+        self._next = dict.fromkeys(Kind, 0)
+
+    def send(self, kind: Kind, frames: Sequence[Any]) -> None:
+        """Queue a message; never blocks. Buffers are copied, received frames are passed on as they are."""
+        header = pack_header(Header(self._token, kind, self._next[kind]))
+        self._next[kind] += 1
+        self._socket.send_multipart([header, *frames], zmq.NOBLOCK)
+
+    def close(self) -> None:
+        self._socket.close(0)

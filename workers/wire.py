@@ -1,0 +1,283 @@
+"""How a step travels: plans, activations and results as frames. Loads no torch, knows no socket.
+
+A message is a list of frames. The first is a header of fixed size; then come msgpack frames of the ``core``
+dataclasses, and columns and tensors as they lie in memory. Whatever arrives is checked before it is used: types by
+msgspec, sizes and ranges here, against ``PlanBounds``. What does not hold up raises ``WireError`` and nothing else.
+
+::
+
+    PLAN    header | PlanHead | decode columns, int64 [4 or 3, R] | OutputHead | hidden     (two last: not to stage 0)
+    RESULT  header | StepResult
+    FED     header | Fed
+    PROBE   header | out or back: tries the links before the first plan
+    RING    header: the probe on its way from the last stage to the first
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.step import RequestStart, StepPlan, StepResult
+
+WIRE_VERSION = 1
+"""Rises with every change of what travels; stages of another version are refused."""
+TOKEN_BYTES = 16
+MAX_FRAME = 1 << 30
+"""Bytes. A longer frame is refused unread."""
+
+Buffer = bytes | memoryview
+
+
+class WireError(ValueError):
+    """A message is not what it should be."""
+
+
+class Kind(IntEnum):
+    """What a message is."""
+
+    PLAN = 1
+    RESULT = 2
+    FED = 3
+    PROBE = 4
+    RING = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """First frame of each message between stages."""
+
+    token: bytes
+    """Of the epoch: who does not know it is a stranger."""
+    kind: Kind
+    number: int
+    """Of the message on its link, from 0: what is lost is noticed by the next one."""
+
+
+_HEADER = struct.Struct(f"<{TOKEN_BYTES}sBQ")
+
+
+def pack_header(header: Header) -> bytes:
+    return _HEADER.pack(header.token, header.kind, header.number)
+
+
+def unpack_header(frame: Buffer) -> Header:
+    """Raises ``WireError``."""
+    if len(frame) != _HEADER.size:
+        raise WireError(f"a header of {len(frame)} bytes, not {_HEADER.size}")
+    token, kind, number = _HEADER.unpack(frame)
+    try:
+        return Header(token, Kind(kind), number)
+    except ValueError:
+        raise WireError(f"a message of unknown kind {kind}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBounds:
+    """What the numbers in a plan must stay below."""
+
+    max_num_seqs: int
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+
+
+class PlanHead(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A ``StepPlan`` but for its decode columns; field by field the same."""
+
+    queue: int
+    epoch: int
+    step: int
+    num_decodes: int
+    feeds_from: int | None
+    chunk_ids: list[int]
+    chunk_tokens: list[int]
+    chunk_slots: list[int]
+    chunk_starts: list[int]
+    chunk_samples: list[bool]
+    starts: list[RequestStart]
+    grown_slots: list[int]
+    grown_blocks: list[int]
+    paused_ids: list[int]
+    moved_ids: list[int]
+    moved_queues: list[int]
+    resumed_ids: list[int]
+    finished_ids: list[int]
+
+
+class OutputHead(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A stage's output but for its hidden state."""
+
+    busy: list[tuple[float, float]]
+    error: str | None
+    library: str = ""
+    """numpy, torch, or nothing where no hidden state follows."""
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+
+
+class Fed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """From the last stage to the first: what a step sampled; nothing where it failed."""
+
+    step: int
+    tokens: list[int]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_plan_heads = msgspec.msgpack.Decoder(PlanHead)
+_output_heads = msgspec.msgpack.Decoder(OutputHead)
+_results = msgspec.msgpack.Decoder(StepResult)
+_feds = msgspec.msgpack.Decoder(Fed)
+
+
+def encode_plan(plan: StepPlan) -> tuple[bytes, bytes]:
+    """A booked plan as its two frames; ``plan`` may change afterwards."""
+    num_decodes = len(plan.decode_ids)
+    columns: list[Sequence[int]] = [plan.decode_ids, plan.decode_slots, plan.decode_positions]
+    if plan.feeds_from is None:
+        columns.append(plan.decode_tokens)
+    block: NDArray[np.int64] = np.empty((len(columns), num_decodes), np.int64)
+    for row, column in zip(block, columns, strict=True):
+        row[:] = column
+    head = PlanHead(
+        queue=plan.queue,
+        epoch=plan.epoch,
+        step=plan.step,
+        num_decodes=num_decodes,
+        feeds_from=plan.feeds_from,
+        chunk_ids=plan.chunk_ids,
+        chunk_tokens=plan.chunk_tokens,
+        chunk_slots=plan.chunk_slots,
+        chunk_starts=plan.chunk_starts,
+        chunk_samples=plan.chunk_samples,
+        starts=plan.starts,
+        grown_slots=plan.grown_slots,
+        grown_blocks=plan.grown_blocks,
+        paused_ids=plan.paused_ids,
+        moved_ids=plan.moved_ids,
+        moved_queues=plan.moved_queues,
+        resumed_ids=plan.resumed_ids,
+        finished_ids=plan.finished_ids,
+    )
+    return _encoder.encode(head), block.tobytes()
+
+
+def decode_plan(head_frame: Buffer, column_frame: Buffer, bounds: PlanBounds) -> StepPlan:
+    """The plan, its decode columns as numpy arrays of its own. Raises ``WireError``."""
+    head = _decode(_plan_heads, head_frame, "plan")
+    _check_head(head, bounds)
+    num_columns = 4 if head.feeds_from is None else 3
+    if head.num_decodes < 0 or len(column_frame) != 8 * num_columns * head.num_decodes:
+        raise WireError(f"{len(column_frame)} bytes of columns for {head.num_decodes} decode rows")
+    block = np.frombuffer(column_frame, np.int64).reshape(num_columns, -1).copy()  # aligned
+    if head.num_decodes:
+        _within("decode slots", block[1], bounds.max_num_seqs)
+        _within("decode positions", block[2], bounds.max_model_len)
+        if num_columns == 4:
+            _within("decode tokens", block[3], bounds.vocab_size)
+    columns: Any = block  # rows of it serve as sequences of ints
+    return StepPlan(
+        queue=head.queue,
+        decode_ids=columns[0],
+        chunk_ids=head.chunk_ids,
+        chunk_tokens=head.chunk_tokens,
+        paused_ids=head.paused_ids,
+        moved_ids=head.moved_ids,
+        moved_queues=head.moved_queues,
+        epoch=head.epoch,
+        step=head.step,
+        decode_slots=columns[1],
+        decode_positions=columns[2],
+        decode_tokens=columns[3] if num_columns == 4 else (),
+        feeds_from=head.feeds_from,
+        chunk_slots=head.chunk_slots,
+        chunk_starts=head.chunk_starts,
+        chunk_samples=head.chunk_samples,
+        starts=head.starts,
+        grown_slots=head.grown_slots,
+        grown_blocks=head.grown_blocks,
+        resumed_ids=head.resumed_ids,
+        finished_ids=head.finished_ids,
+    )
+
+
+def encode_result(result: StepResult) -> bytes:
+    return _encoder.encode(result)
+
+
+def decode_result(frame: Buffer) -> StepResult:
+    """Raises ``WireError``. Whether it answers the plan it should is for the receiver to say."""
+    return _decode(_results, frame, "result")
+
+
+def encode_fed(fed: Fed) -> bytes:
+    return _encoder.encode(fed)
+
+
+def decode_fed(frame: Buffer, bounds: PlanBounds) -> Fed:
+    """Raises ``WireError``."""
+    fed = _decode(_feds, frame, "fed tokens")
+    if fed.tokens:
+        _within("fed tokens", fed.tokens, bounds.vocab_size)
+    return fed
+
+
+def encode_output_head(head: OutputHead) -> bytes:
+    return _encoder.encode(head)
+
+
+def decode_output_head(frame: Buffer) -> OutputHead:
+    """Raises ``WireError``."""
+    return _decode(_output_heads, frame, "stage output")
+
+
+def _decode(decoder: Any, frame: Buffer, what: str) -> Any:
+    if len(frame) > MAX_FRAME:
+        raise WireError(f"{what}: a frame of {len(frame)} bytes")
+    try:
+        return decoder.decode(frame)
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise WireError(f"{what}: {error}") from error
+
+
+def _check_head(head: PlanHead, bounds: PlanBounds) -> None:
+    num_chunks = len(head.chunk_ids)
+    for name in ("chunk_tokens", "chunk_slots", "chunk_starts", "chunk_samples"):
+        if len(getattr(head, name)) != num_chunks:
+            raise WireError(f"{num_chunks} chunks with {len(getattr(head, name))} {name}")
+    if num_chunks:
+        _within("chunk slots", head.chunk_slots, bounds.max_num_seqs)
+        if min(head.chunk_tokens) < 1 or min(head.chunk_starts) < 0:
+            raise WireError("a chunk without tokens, or before its request")
+        ends = [start + count for start, count in zip(head.chunk_starts, head.chunk_tokens, strict=True)]
+        _within("chunk ends", ends, bounds.max_model_len + 1)
+    if len(head.grown_slots) != len(head.grown_blocks):
+        raise WireError(f"{len(head.grown_slots)} slots grow by {len(head.grown_blocks)} blocks")
+    if head.grown_slots:
+        _within("grown slots", head.grown_slots, bounds.max_num_seqs)
+        _within("grown blocks", head.grown_blocks, bounds.num_blocks)
+    for start in head.starts:
+        _check_start(start, bounds)
+
+
+def _check_start(start: RequestStart, bounds: PlanBounds) -> None:
+    _within("slots", (start.slot,), bounds.max_num_seqs)
+    _within("known tokens", (len(start.token_ids),), bounds.max_model_len + 1)
+    _within("prompt tokens", (start.num_prompt_tokens,), len(start.token_ids) + 1)
+    if start.token_ids:
+        _within("tokens", start.token_ids, bounds.vocab_size)
+    if start.block_ids:
+        _within("blocks", start.block_ids, bounds.num_blocks)
+
+
+def _within(what: str, values: Any, limit: int) -> None:
+    low, high = (values.min(), values.max()) if isinstance(values, np.ndarray) else (min(values), max(values))
+    if low < 0 or high >= limit:
+        raise WireError(f"{what} from {low} to {high}: 0 to {limit - 1} is allowed")
