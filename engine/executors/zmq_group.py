@@ -418,6 +418,7 @@ class StageGroup:
             settings.block_size,
             self._num_stages,
             feeds_back=settings.config.scheduler.schedule_ahead,
+            layers_per_stage=tuple(info.num_layers for info in infos),
         )
 
     def _check(self, result: StepResult) -> None:
