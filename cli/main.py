@@ -108,6 +108,19 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add(commands, "schedulers", "list schedulers and their parts", _schedulers)
 
+    trace = _add(commands, "trace", "report on a step trace: busy stages, bubbles, where a step's time goes", _trace)
+    trace.add_argument("file", metavar="FILE", help="a trace that --trace or write_trace() wrote")
+    trace.add_argument("--last", type=float, metavar="SECONDS", help="look at the end of it only")
+    trace.add_argument("--from", type=float, metavar="SECONDS", help="begin so long after its first step")
+    trace.add_argument("--to", type=float, metavar="SECONDS", help="end so long after its first step")
+    trace.add_argument("--json", metavar="FILE", help="write the figures here as JSON")
+    trace.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the timeline of the stages here (PNG, SVG or PDF): of the stretch that was asked for, else of some "
+        "steps in the middle",
+    )
+
     bench = _add(commands, "bench", "measure", lambda args: _no_command(bench))
     kinds = bench.add_subparsers(title="kinds", metavar="KIND")
     offline = _add(kinds, "offline", "run one of the offline workloads", _bench_offline)
@@ -195,6 +208,12 @@ def _schedulers(args: argparse.Namespace) -> int:
     from .schedulers import run
 
     return run()
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from .trace import run
+
+    return run(args)
 
 
 def _bench_offline(args: argparse.Namespace) -> int:
