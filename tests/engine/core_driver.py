@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llm_engine.core.config import SchedulerConfig
 from llm_engine.core.outputs import FinishReason
@@ -54,12 +55,15 @@ def windowed_tokens(prompt: Sequence[int], count: int, window: int, stop_ids: Co
     while True:
         x = np.array(known, np.uint64)
         for layer in range(NUM_LAYERS):
-            keys = _keys(x, np.arange(len(known)), layer)
-            sums = [keys[max(0, p - window + 1) : p + 1].sum(dtype=np.uint64) for p in range(len(known))]
-            x = _mix(np.array(sums, np.uint64), layer)
+            x = _mix(_sums(_keys(x, np.arange(len(known)), layer), window), layer)
         known.append(int(_logits(x[-1:])[0].argmax()))
         if known[-1] in stop_ids or len(known) == len(prompt) + count:
             return known[len(prompt) :]
+
+
+def _sums(keys: NDArray[np.uint64], window: int) -> NDArray[np.uint64]:
+    """Of each token, the keys that it sees. [T] -> [T]"""
+    return np.array([keys[max(0, p - window + 1) : p + 1].sum(dtype=np.uint64) for p in range(len(keys))], np.uint64)
 
 
 @dataclass
@@ -84,6 +88,7 @@ class CoreDriver:
         num_queues: int = 1,
         num_stages: int | None = None,
         look_ahead: int = 0,
+        late_feeds: bool = False,
         num_blocks: int = 20,
         block_size: int = 4,
         max_num_seqs: int = 4,
@@ -96,7 +101,10 @@ class CoreDriver:
         resources: Sequence[BaseResourceManager] = (),
         scheduler: Scheduler | None = None,
     ) -> None:
+        """``late_feeds``: the ring brings the first of several stages a token when it cannot go on without it, no
+        sooner."""
         self.window = window
+        self.late_feeds = late_feeds
         rows, unit = max_micro_batch_seqs or max_num_seqs, chunk_unit or block_size
         self.limits = Limits(max_num_seqs, rows, max_num_batched_tokens, unit, threshold)
         self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=caching, sliding_window=window)
@@ -109,6 +117,7 @@ class CoreDriver:
         # The books may believe in more stages than the toy has layers.
         self.num_stages = min(num_stages or num_queues, NUM_LAYERS)
         self.stages = self._make_stages()
+        self.failing_stage = 0
         self.results_of_the_dead: list[StepResult] = []
         self.fail_next = 0
         """So many of the next steps fail."""
@@ -119,6 +128,8 @@ class CoreDriver:
         self.now = 0.0
 
     def _make_stages(self) -> list[Stage]:
+        self.toys: list[ToyModelEngine] = []
+        self.ring: deque[tuple[int, list[int]]] = deque()
         stages = [self._make_stage(index, self.num_stages) for index in range(self.num_stages)]
         for stage in stages:
             stage.load()
@@ -127,11 +138,12 @@ class CoreDriver:
 
     def _make_stage(self, index: int, num_stages: int) -> Stage:
         def on_forward(number: int, batch: StageBatch) -> None:
-            if self._failing:
+            if self._failing and index == self.failing_stage % num_stages:
                 raise RuntimeError("told to fail")
 
         toy = ToyModelEngine(index, num_stages) if self.window is None else WindowedToy(index, num_stages, self.window)
         toy.on_forward = on_forward
+        self.toys.append(toy)
         self._failing = False
         return Stage(
             toy, BatchSampler, index=index, num_stages=num_stages, max_num_seqs=self.limits.max_num_seqs,
@@ -249,10 +261,31 @@ class CoreDriver:
         assert not core.outbox
         assert all(queue.idle for queue in core.table.queues)
         assert all(len(outcome.ends) == 1 for outcome in self.outcomes.values())
+        self.check_cache()
+
+    def check_cache(self) -> None:
+        """Every hash that can be found stands for known tokens, and its block holds just what these come to."""
+        size, cache = self.kv.block_size, self.kv.cache
+        chains: dict[bytes, list[int]] = {}
+        for request in self.requests.values():
+            salt = extra_key(request.adapter_id, request.cache_salt)
+            for number, block_hash in enumerate(hash_blocks(request.token_ids, size, extra=salt), start=1):
+                chains[block_hash] = request.token_ids[: number * size]
+        layers = [(layer, pool) for toy in self.toys for layer, pool in zip(toy.layers, toy.pools, strict=True)]
+        for block, block_hash in enumerate(cache.hash_of):
+            if block_hash is None:
+                continue
+            x = np.array(chains[block_hash], np.uint64)
+            for layer, pool in layers:
+                keys = _keys(x, np.arange(len(x)), layer)
+                assert np.array_equal(pool[block * size : (block + 1) * size], keys[-size:]), (block, layer)
+                x = _mix(_sums(keys, self.window or len(keys)), layer)
 
     def _compute(self, plan: StepPlan) -> StepResult:
         self._failing, self.fail_next = self.fail_next > 0, max(0, self.fail_next - 1)
         passed: StageOutput | StepResult | None = None
+        while not self.stages[0].can_execute(plan):
+            self.stages[0].feed(*self.ring.popleft())
         for stage in self.stages:
             assert not isinstance(passed, StepResult)
             passed = stage.execute(plan, passed)
@@ -261,7 +294,9 @@ class CoreDriver:
         assert isinstance(passed, StepResult)
         assert passed.error is None or self._failing, passed.error
         if self.core.table.look_ahead and len(self.stages) > 1:
-            self.stages[0].feed(plan.step, passed.tokens)
+            self.ring.append((plan.step, passed.tokens))
+            while self.ring and not self.late_feeds:
+                self.stages[0].feed(*self.ring.popleft())
         return passed
 
     def _check_plan(self, plan: StepPlan) -> None:
@@ -272,6 +307,12 @@ class CoreDriver:
         assert 1 <= self.core.table.queues[plan.queue].in_flight <= 1 + self.core.table.look_ahead
         assert [flight.plan.step for flight in self.core.in_flight] == sorted(f.plan.step for f in self.core.in_flight)
         assert plan.step == len(self.pushed) + 1
+        in_flight = Counter(i for flight in self.core.in_flight for i in flight.plan.decode_ids)
+        assert max(in_flight.values(), default=0) <= 1 + self.core.table.look_ahead
+        for request_id, position in zip(plan.decode_ids, plan.decode_positions, strict=True):
+            assert position + 1 < self.requests[request_id].max_total_tokens, "a token behind the last one"
+            known = position < self.requests[request_id].num_tokens
+            assert known or plan.feeds_from is not None, "its input is known to nobody"
 
     def _take_outbox(self) -> None:
         ended, self.core.outbox = self.core.outbox, []

@@ -28,16 +28,20 @@ arrivals = st.tuples(
     st.just("add"), prompts, st.integers(1, 14), st.sampled_from([(), (3, 40, 41, 42), tuple(range(0, 97, 4))]),
     st.sampled_from([None, None, None, "salt"]),
 )  # fmt: skip
+failures = st.tuples(st.just("fail"), st.integers(1, 2), st.integers(0, 2))
 often = [
     arrivals,
     st.tuples(st.just("schedule"), st.integers(1, 3)),
     st.tuples(st.just("retire"), st.integers(1, 3)),
 ]
-seldom = [st.tuples(st.just("abort"), st.integers(0, 20)), st.tuples(st.just("fail"), st.integers(1, 2))]
+seldom = [st.tuples(st.just("abort"), st.integers(0, 20)), failures]
 lives = st.lists(st.one_of(*often * 5, *seldom), min_size=10, max_size=60)
 shapes = st.fixed_dictionaries(
     {
         "num_queues": st.integers(1, 3),
+        "num_stages": st.integers(1, 4),
+        "look_ahead": st.sampled_from([0, 1, 1]),
+        "late_feeds": st.booleans(),
         "num_tokens": st.integers(10, 60),
         "block_size": st.sampled_from([1, 2, 4]),
         "max_num_seqs": st.integers(1, 6),
@@ -95,8 +99,9 @@ def live(driver: CoreDriver, todo: list[Any]) -> set[int]:
                 if not driver.outcomes[index].ends:
                     aborted.add(index)
                 driver.abort(index)
-            case ("fail", count):
+            case ("fail", count, stage):
                 driver.fail_next += count
+                driver.failing_stage = stage
     driver.fail_next = 0
     driver.run()
     return aborted

@@ -212,7 +212,7 @@ def test_metrics_add_up() -> None:
 
 def test_too_many_who_wait_are_refused_all_or_none() -> None:
     valve = Valve()
-    with toy_llm(on_forward=valve, max_num_waiting=3) as llm:
+    with toy_llm(on_forward=valve, max_num_waiting=3, schedule_ahead=False) as llm:
         running = llm.submit([1, 2], greedy(2))
         valve.await_arrival(1)
         waiting = [llm.submit([3, n], greedy(2)) for n in range(2)]
