@@ -80,7 +80,7 @@ def _new_figure(path: str, num_stages: int) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("plot", path, "matplotlib beside llm-engine (pip install matplotlib)") from error
+        raise ConfigError("plot", path, "matplotlib beside llm-engine: pip install 'llm-engine[plot]'") from error
     # Not pyplot: it keeps figures and chooses a window system for the whole process.
     figure = Figure(figsize=(14.0, min(1.9 + 0.46 * max(num_stages, 2), 12.0)), layout="constrained")
     FigureCanvasAgg(figure)
