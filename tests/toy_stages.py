@@ -6,6 +6,7 @@ torch, and says so when it finds it loaded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -102,15 +103,12 @@ class ProcessGate:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
+            with connection, contextlib.suppress(OSError):  # a stage that was killed while it was held
                 while connection.recv(1):
                     self.waiting.release()
                     if not self._open:
                         self._tickets.acquire()
-                    try:
-                        connection.sendall(b"!")
-                    except OSError:
-                        break
+                    connection.sendall(b"!")
 
 
 def ask_gate(path: str) -> OnForward:
