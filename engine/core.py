@@ -250,8 +250,8 @@ class EngineCore:
         """
         if result.epoch < self.epoch:
             return None
-        flight = self.in_flight.popleft()
         check_result(result, self.epoch, self.in_flight[0] if self.in_flight else None)
+        flight = self.in_flight.popleft()
         plan = flight.plan
         self.table.come_back(plan)
         self.table.timing.observe(plan, result)
