@@ -35,7 +35,6 @@ from llm_engine.models.layer_split import stage_times
 from llm_engine.models.spec import ModelSpec
 from llm_engine.models.stages import choose_split
 
-ITEMSIZE = 2
 NOISE = 0.03
 """Stage times of one machine agree within this much from one round to the next."""
 
@@ -56,9 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
     specs = {}
     for model in args.model:
-        spec = specs[model.resolve().name] = model_spec(read_config(model))
-        stages = measure_all(model, spec, args.stages, args.rounds, console)
-        result["models"][model.resolve().name] = {"num_stages": args.stages, "stages": stages}
+        config, name = read_config(model), model.resolve().name
+        specs[name] = model_spec(config)
+        splits = candidates(specs[name], args.stages, itemsize := 4 if config.dtype == "float32" else 2)
+        stages = measure_all(model, specs[name], splits, args.rounds, console)
+        result["models"][name] = {"splits": splits, "itemsize": itemsize, "stages": stages}
     # This process's own time counts as other work there: it keeps one core busy throughout.
     result["other_cores"] = max(others.cores() - 1.0, 0.0)
     worse = [line for name, spec in specs.items() for line in show(name, spec, result["models"][name], console)]
@@ -72,25 +73,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if worse else 0
 
 
-def candidates(spec: ModelSpec, num_stages: int) -> list[list[int]]:
-    """Every split of two stages, the named ones of more, and the whole model."""
+def candidates(spec: ModelSpec, num_stages: int, itemsize: int) -> list[list[int]]:
+    """Every split of two stages, the named ones of more."""
     if num_stages == 2:
         return [[first, spec.num_layers - first] for first in range(1, spec.num_layers)]
-    named = {tuple(choose_split(spec, num_stages, name, itemsize=ITEMSIZE)) for name in SPLIT_NAMES}
+    named = {tuple(choose_split(spec, num_stages, name, itemsize=itemsize)) for name in SPLIT_NAMES}
     return [list(split) for split in sorted(named, reverse=True)]
 
 
 def measure_all(
-    model: Path, spec: ModelSpec, num_stages: int, rounds: int, console: Console
+    model: Path, spec: ModelSpec, splits: list[list[int]], rounds: int, console: Console
 ) -> dict[str, dict[str, float]]:
-    """Least seconds by step of each stage that a candidate has, by its layers as ``start-end``, and of the whole."""
-    jobs = {name: (split, stage) for split in candidates(spec, num_stages) for stage, name in enumerate(names(split))}
+    """Least seconds by step of each stage that a split has, by its layers as ``start-end``, and of the whole."""
+    jobs = {name: (split, stage) for split in splits for stage, name in enumerate(names(split))}
     jobs[f"0-{spec.num_layers}"] = ([spec.num_layers], 0)
     found: dict[str, dict[str, float]] = {}
     for number in range(rounds):
         for name, (split, stage) in jobs.items():
             console.print(f"{model.name}: layers {name}, round {number + 1} of {rounds}", style="dim")
-            times = measure(model, split, stage, spec.hidden_size)
+            times = measure(model, spec, split, stage)
             before = found.get(name, {})
             found[name] = {step: min(seconds, before.get(step, math.inf)) for step, seconds in times.items()}
     return found
@@ -104,22 +105,23 @@ def names(split: Sequence[int]) -> list[str]:
 
 def show(name: str, spec: ModelSpec, measured: dict[str, Any], console: Console) -> Iterator[str]:
     """Print the table; a line for each step in which the automatic split loses to the even one."""
-    stages, num_stages = measured["stages"], measured["num_stages"]
+    splits, itemsize, stages = measured["splits"], measured["itemsize"], measured["stages"]
+    num_stages = len(splits[0])
     called: dict[tuple[int, ...], list[str]] = {}
     for label in SPLIT_NAMES:
-        called.setdefault(tuple(choose_split(spec, num_stages, label, itemsize=ITEMSIZE)), []).append(label)
+        called.setdefault(tuple(choose_split(spec, num_stages, label, itemsize=itemsize)), []).append(label)
     table = Table(title=f"{name}: ms of the slowest stage, and how many times as fast as one stage")
     for heading in ("layers", "named", *(step.name for step in STEPS)):
         table.add_column(heading, justify="left" if heading == "named" else "right")
     errors: list[float] = []
     slowest = {
         tuple(split): {step.name: max(stages[part][step.name] for part in names(split)) for step in STEPS}
-        for split in candidates(spec, num_stages)
+        for split in splits
     }
     for split, times in slowest.items():
         cells = []
         for step in STEPS:
-            estimate = max(stage_times(layer_times(spec, step.shape, SPEEDS["cpu"], ITEMSIZE), split))
+            estimate = max(stage_times(layer_times(spec, step.shape, SPEEDS["cpu"], itemsize), split))
             errors.append(abs(estimate / times[step.name] - 1))
             seconds, whole = times[step.name], stages[f"0-{spec.num_layers}"][step.name]
             best = seconds == min(other[step.name] for other in slowest.values())
@@ -129,7 +131,7 @@ def show(name: str, spec: ModelSpec, measured: dict[str, Any], console: Console)
     console.print(table)
     console.print(f"estimates are off by {statistics.median(errors):.0%} in the median, {max(errors):.0%} at most")
     auto, even = (
-        slowest[tuple(choose_split(spec, num_stages, label, itemsize=ITEMSIZE))] for label in ("auto", "even")
+        slowest[tuple(choose_split(spec, num_stages, label, itemsize=itemsize))] for label in ("auto", "even")
     )
     for step in STEPS:
         if auto[step.name] > even[step.name] * (1 + NOISE):
@@ -150,7 +152,7 @@ def fit(specs: dict[str, ModelSpec], models: dict[str, Any]) -> str:
             for step in STEPS:
                 row = []
                 for part in parts:
-                    costs = layer_times(specs[name], step.shape, replace(nothing, **{part: 1.0}), ITEMSIZE)
+                    costs = layer_times(specs[name], step.shape, replace(nothing, **{part: 1.0}), model["itemsize"])
                     seconds = sum(costs.layers[start:end]) + costs.embedding * (start == 0)
                     row.append(seconds + costs.head * (end == len(costs.layers)))
                 # Beside the speeds, what each step of a stage costs whatever it holds.

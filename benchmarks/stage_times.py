@@ -16,6 +16,7 @@ from benchmarks.workloads import HIGHEST_ID, LOWEST_ID
 from llm_engine.core.cost_model import StepShape
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import RequestStart, StepPlan, StepResult
+from llm_engine.models.spec import ModelSpec
 from llm_engine.workers.sampler import BatchSampler
 from llm_engine.workers.stage import Stage, StageOutput
 from llm_engine.workers.torch_model_engine import TorchModelEngine
@@ -45,11 +46,11 @@ class Step:
             return StepShape(self.size, keys, num_sampled=self.size, num_rows=self.size, kv_tokens=keys)
         return StepShape(self.size, self.size * (self.size + 1) // 2, num_sampled=1, num_rows=1, kv_tokens=self.size)
 
-    def plan(self) -> StepPlan:
+    def plan(self, vocab_size: int) -> StepPlan:
         """The step for a stage that has seen nothing yet: it starts its requests."""
         if self.kind == "decode":
             rows, known = self.size, self.context + 1
-            starts = [_start(row, known) for row in range(rows)]
+            starts = [_start(row, known, vocab_size) for row in range(rows)]
             return StepPlan(
                 queue=0,
                 decode_ids=[start.request_id for start in starts],
@@ -58,7 +59,7 @@ class Step:
                 decode_tokens=[start.token_ids[-1] for start in starts],
                 starts=starts,
             )
-        start = _start(0, self.size)
+        start = _start(0, self.size, vocab_size)
         return StepPlan(
             queue=0,
             chunk_ids=[start.request_id],
@@ -79,13 +80,13 @@ STEPS = (
 )
 
 
-def _start(slot: int, known: int) -> RequestStart:
+def _start(slot: int, known: int, vocab_size: int) -> RequestStart:
     source = random.Random(slot)
     held = -(-known // BLOCK_SIZE)
     return RequestStart(
         request_id=slot + 1,
         slot=slot,
-        token_ids=[source.randrange(LOWEST_ID, HIGHEST_ID) for _ in range(known)],
+        token_ids=[source.randrange(LOWEST_ID, min(HIGHEST_ID, vocab_size)) for _ in range(known)],
         num_prompt_tokens=known,
         block_ids=list(range(1 + slot * held, 1 + (slot + 1) * held)),
         sampling=SamplingParams(temperature=0.0),
@@ -95,7 +96,7 @@ def _start(slot: int, known: int) -> RequestStart:
     )
 
 
-def measure(model: Path, split: list[int], stage: int, hidden_size: int) -> dict[str, float]:
+def measure(model: Path, spec: ModelSpec, split: list[int], stage: int) -> dict[str, float]:
     """Load one stage and time it: least seconds of each step, by the step's name. In the calling thread."""
     engine = TorchModelEngine(
         str(model), stage=stage, num_stages=len(split), layer_split=split, device="cpu", num_threads=1
@@ -104,17 +105,17 @@ def measure(model: Path, split: list[int], stage: int, hidden_size: int) -> dict
     dtype = getattr(torch, runner.load().dtype)
     runner.allocate(NUM_BLOCKS, BLOCK_SIZE)
     try:
-        return {step.name: _least_seconds(runner, step, stage, hidden_size, dtype) for step in STEPS}
+        return {step.name: _least_seconds(runner, spec, step, dtype) for step in STEPS}
     finally:
         runner.release()
 
 
-def _least_seconds(runner: Stage, step: Step, stage: int, hidden_size: int, dtype: torch.dtype) -> float:
-    plan = step.plan()
+def _least_seconds(runner: Stage, spec: ModelSpec, step: Step, dtype: torch.dtype) -> float:
+    plan = step.plan(spec.vocab_size)
     received = None
-    if stage:
+    if runner.index:
         torch.manual_seed(0)
-        received = StageOutput(torch.randn(plan.num_tokens, hidden_size).to(dtype))
+        received = StageOutput(torch.randn(plan.num_tokens, spec.hidden_size).to(dtype))
     _execute(runner, plan, received)  # the requests start, and what is made at a first step is made
     plan.starts = []
     times: list[float] = []

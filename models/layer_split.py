@@ -13,7 +13,7 @@ from itertools import accumulate
 from .layer_cost import LayerTimes
 
 _SLACK = 1 + 1e-9
-_WORTHWHILE = 0.99
+_WORTHWHILE = 0.97
 """An automatic split replaces the even one for a gain of this much at least: estimates are no finer."""
 
 Cost = Callable[[int, int], float]

@@ -110,7 +110,7 @@ def test_the_automatic_split_has_the_least_regret_of_those(drawn: tuple[list[Lay
 
     split = automatic_split(pair, num_stages)
     lowest = least(num_stages, pair[0], regret)
-    assert regret(split) == pytest.approx(lowest) or (split == even and regret(even) <= lowest / 0.99 * (1 + 1e-9))
+    assert regret(split) == pytest.approx(lowest) or (split == even and regret(even) <= lowest / 0.97 * (1 + 1e-9))
 
 
 def test_the_automatic_split_relieves_the_heads_stage_where_that_is_free() -> None:

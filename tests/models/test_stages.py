@@ -63,6 +63,12 @@ def test_every_name_splits_all_layers(name: str, num_stages: int, device: str) -
     assert min(split) >= 1
 
 
+def test_more_stages_relieve_the_heads_where_that_costs_prompts_nothing() -> None:
+    assert choose_split(spec(SMALL), 5, "even") == [3, 3, 2, 2, 2]
+    assert choose_split(spec(SMALL), 5, "auto") == [2, 3, 3, 3, 1]
+    assert choose_split(spec(TINY), 4, "auto") == [2, 2, 1, 1]
+
+
 def test_stages_hold_neighbouring_layers() -> None:
     ranges = [stage_range(spec(SMALL), stage, 3, "7,4,1") for stage in range(3)]
     assert ranges == [StageRange(0, 7, 12), StageRange(7, 11, 12), StageRange(11, 12, 12)]
