@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from ...core.cost_model import StepShape
 from ...core.outputs import FinishReason
 from ...core.step import StepResult
 from ...core.trace import StepStats
@@ -16,9 +15,9 @@ from ...kvcache.resources import ResourceFailure
 from ...metrics.engine_metrics import EngineMetrics
 from ..delta import Delta
 from ..executors.base import Executor, ExecutorInfo, StageDied, StagesUp
-from ..retirement import Retired, UnexpectedResult
+from ..retirement import UnexpectedResult
 from .recovery import StageRecovery
-from .reporting import deltas_of, record_finished, record_step
+from .reporting import deltas_of, record_finished, record_step, stats_of
 from .state import EngineState
 
 logger = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class OutputThread:
             retired = state.core.retire(result, now)
             if retired is None:
                 return
-            stats = self._stats_of(state, retired, result, collected_at, now)
+            stats = stats_of(state.core, retired, result, collected_at, now, state.clock())
             failures, state.core.resource_failures = state.core.resource_failures, []
             state.bump()
         self._stats.append(stats)
@@ -111,40 +110,6 @@ class OutputThread:
         if result.error is not None:
             logger.error("step %d failed, and its requests with it: %s", result.step, result.error)
         _log(failures)
-
-    @staticmethod
-    def _stats_of(
-        state: EngineState, retired: Retired, result: StepResult, collected_at: float, update_at: float
-    ) -> StepStats:
-        core, flight, plan = state.core, retired.flight, retired.flight.plan
-        shape = StepShape.of(plan)
-        return StepStats(
-            epoch=plan.epoch,
-            step=plan.step,
-            queue=plan.queue,
-            num_decodes=len(plan.decode_ids),
-            num_chunks=len(plan.chunk_ids),
-            num_tokens=shape.num_tokens,
-            context_tokens=shape.context_tokens,
-            kv_tokens=shape.kv_tokens,
-            num_sampled=shape.num_sampled,
-            ahead=plan.feeds_from is not None,
-            num_paused=len(plan.paused_ids),
-            num_resumed=len(plan.resumed_ids),
-            num_finished=len(retired.finished),
-            num_running=core.table.num_resident,
-            num_waiting=core.num_waiting,
-            kv_usage=core.kv.usage,
-            began_at=flight.began_at,
-            booked_at=flight.booked_at,
-            pushed_at=flight.pushed_at or flight.booked_at,
-            collected_at=collected_at,
-            update_at=update_at,
-            retired_at=state.clock(),
-            busy=tuple(result.busy),
-            failed=result.error is not None,
-            after_idle=flight.after_idle,
-        )
 
     def _deliver(self, state: EngineState, deltas: list[Delta]) -> None:
         """Hand each sink its deltas of this step in one go."""

@@ -1,12 +1,14 @@
-"""From a retirement to deltas and metrics; outside the lock."""
+"""From a retirement to records, deltas and metrics; outside the lock but for ``stats_of``."""
 
 from __future__ import annotations
 
+from ...core.cost_model import StepShape
 from ...core.outputs import FinishReason
 from ...core.request import RequestEvent
 from ...core.step import StepResult, TokenLogprobs
 from ...core.trace import StepStats
 from ...metrics.engine_metrics import EngineMetrics, FinishedSample, FirstTokenSample, StepSample
+from ..core import EngineCore
 from ..delta import Delta
 from ..retirement import Retired
 
@@ -39,6 +41,46 @@ def _add_prompt_logprobs(delta: Delta, by_id: dict[int, list[TokenLogprobs]], st
     if request_id in by_id:
         # The chunk's first token is scored by the one before it; its own row scores the next.
         delta.prompt_logprobs, delta.prompt_start = by_id[request_id], starts[request_id] + 1
+
+
+def stats_of(
+    core: EngineCore,
+    retired: Retired,
+    result: StepResult,
+    collected_at: float,
+    update_at: float,
+    retired_at: float,
+) -> StepStats:
+    """The record of a step that has just retired; under the lock."""
+    flight, plan = retired.flight, retired.flight.plan
+    shape = StepShape.of(plan)
+    return StepStats(
+        epoch=plan.epoch,
+        step=plan.step,
+        queue=plan.queue,
+        num_decodes=len(plan.decode_ids),
+        num_chunks=len(plan.chunk_ids),
+        num_tokens=shape.num_tokens,
+        context_tokens=shape.context_tokens,
+        kv_tokens=shape.kv_tokens,
+        num_sampled=shape.num_sampled,
+        ahead=plan.feeds_from is not None,
+        num_paused=len(plan.paused_ids),
+        num_resumed=len(plan.resumed_ids),
+        num_finished=len(retired.finished),
+        num_running=core.table.num_resident,
+        num_waiting=core.num_waiting,
+        kv_usage=core.kv.usage,
+        began_at=flight.began_at,
+        booked_at=flight.booked_at,
+        pushed_at=flight.pushed_at or flight.booked_at,
+        collected_at=collected_at,
+        update_at=update_at,
+        retired_at=retired_at,
+        busy=tuple(result.busy),
+        failed=result.error is not None,
+        after_idle=flight.after_idle,
+    )
 
 
 def record_step(metrics: EngineMetrics, retired: Retired, stats: StepStats) -> None:

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llm_engine import EngineDeadError, FinishReason, RequestOutput, SchedulerError
-from llm_engine.engine.threads.output_thread import COLLECT_TIMEOUT, OutputThread
+from llm_engine.engine.threads.output_thread import COLLECT_TIMEOUT
 from llm_engine.schedulers.base import Scheduler
 from llm_engine.schedulers.capacities.max_utilization import MaxUtilization
 from llm_engine.schedulers.limits import Limits
@@ -378,7 +378,7 @@ def test_the_death_of_the_output_thread_is_told_to_everybody(monkeypatch: pytest
             if where == "retire":
                 monkeypatch.setattr(llm.engine.state.core, "retire", fail)
             elif where == "stats":
-                monkeypatch.setattr(OutputThread, "_stats_of", fail)
+                monkeypatch.setattr("llm_engine.engine.threads.output_thread.stats_of", fail)
             else:
                 monkeypatch.setattr("llm_engine.engine.threads.output_thread.deltas_of", fail)
             valve.open()
