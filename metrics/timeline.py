@@ -95,7 +95,8 @@ def _draw_lanes(axes: Any, shown: list[StepStats], num_stages: int, begin: float
     """Lane 0 on top; thinner ones for the two threads at the bottom."""
     for load in split_loads(shown):
         left, right = x(max(load[0].began_at, begin)), x(min(load[-1].retired_at, end))
-        axes.broken_barh([(left, right - left)], (-0.4, num_stages - 0.2), color=BUBBLE, linewidth=0)
+        lanes = [(left, stage - 0.4, right - left, 0.8) for stage in range(num_stages)]
+        _add_bars(axes, lanes, BUBBLE, {"linewidth": 0})
     few = len(shown) <= 4 * READABLE_STEPS and num_stages <= MOST_NAMED
     edge = {"edgecolor": "white", "linewidth": 0.5} if few else {"linewidth": 0}
     for stage in range(num_stages):
