@@ -79,7 +79,8 @@ class Executor(abc.ABC):
         return False
 
     def restart(self, epoch: int) -> None:
-        """After a ``StageDied``: begin to start all stages anew, for plans of ``epoch``. Output thread; does not wait.
+        """Begin to start all stages anew, for plans of ``epoch``. Output thread; does not wait. Called after a
+        ``StageDied``, and where the books refuse an answer (``UnexpectedResult``): then it ends those that still live.
 
         ``collect`` goes on to report wake-ups meanwhile, and ``StagesUp`` or another ``StageDied`` at the end. Plans of
         an earlier epoch, also those pushed later, are dropped, and no result of them is reported.

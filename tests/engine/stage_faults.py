@@ -1,4 +1,4 @@
-"""What a stage's process does when a test tells it, by a signal, to fall ill; and how a test sees what is left of one."""
+"""What a stage's process does when a signal tells it to fall ill; and how a test sees what is left of one."""
 
 from __future__ import annotations
 

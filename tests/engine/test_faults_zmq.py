@@ -7,6 +7,7 @@ until the stages are back, and nothing is left behind: no process, no file, no s
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -202,6 +203,21 @@ def test_both_stages_killed_at_once_are_one_death(make_scene: Callable[..., Scen
     scene.await_return()
     assert scene.engine.state.num_restarts == 1
     scene.check_answers()
+
+
+def test_an_answer_that_only_the_books_refuse_is_a_death(make_scene: Callable[..., Scene]) -> None:
+    """As a bug of ours would look like: the executor takes the answer, which no plan in flight asked for."""
+    scene = make_scene("decode")
+    with scene.engine.state.changed:
+        lost = scene.engine.state.core.in_flight.popleft()
+        scene.engine.state.core.in_flight.appendleft(dataclasses.replace(lost, requests=[]))
+    old = scene.pids
+    scene.gate.open()
+    await_that(lambda: scene.engine.state.num_restarts == 1, NOTICED_SECONDS)
+    scene.await_return()
+    assert not set(scene.pids) & set(old)
+    scene.check_answers()
+    scene.check_idle()
 
 
 def test_a_stage_killed_while_it_starts_again_is_another_death(make_scene: Callable[..., Scene]) -> None:
