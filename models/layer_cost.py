@@ -16,9 +16,9 @@ from .spec import LayerSpec, ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpeed:
-    """How fast a device is at the parts of a step. Times add up: reading and computing overlap little on a CPU core,
-    and on a GPU one of the two is nearly all of it. Only ratios matter to a split, so a slower device of the same kind,
-    or one with more cores, is split alike."""
+    """How fast a device is at the parts of a step. Times add up unless it ``overlaps``: reading and computing overlap
+    little on a CPU core, and on a GPU one of the two is nearly all of it. Only ratios matter to a split, so a slower
+    device of the same kind, or one with more cores, is split alike."""
 
     weight_bytes: float
     """Bytes of weights read per second."""
@@ -34,6 +34,8 @@ class DeviceSpeed:
     logit_seconds: float
     """Of a sampled row beside the head's linear, per token of the vocabulary: to float32, and the search for the
     largest."""
+    overlaps: bool = False
+    """Whether linears and attention read while they compute, so that the longer of the two counts and not their sum."""
 
 
 SPEEDS: Mapping[str, DeviceSpeed] = {
@@ -82,18 +84,29 @@ class LayerTimes:
 
 def layer_times(spec: ModelSpec, shape: StepShape, speed: DeviceSpeed, itemsize: int) -> LayerTimes:
     """Estimate a step of this shape; ``itemsize`` is the bytes of a weight."""
-    hidden_bytes = spec.hidden_size * itemsize
-    head = spec.vocab_size * spec.hidden_size
     return LayerTimes(
-        embedding=2 * shape.num_tokens * hidden_bytes / speed.activation_bytes,
-        layers=tuple(_layer_seconds(spec, layer, shape, speed, itemsize) for layer in spec.layers),
-        head=head * itemsize / speed.weight_bytes
-        + 2 * head * shape.num_sampled / speed.flops
-        + shape.num_sampled * (spec.vocab_size * speed.logit_seconds + 4 * hidden_bytes / speed.activation_bytes),
+        embedding=embedding_seconds(spec, shape, speed, itemsize),
+        layers=tuple(layer_seconds(spec, layer, shape, speed, itemsize) for layer in spec.layers),
+        head=head_seconds(spec, shape, speed, itemsize),
     )
 
 
-def _layer_seconds(spec: ModelSpec, layer: LayerSpec, shape: StepShape, speed: DeviceSpeed, itemsize: int) -> float:
+def embedding_seconds(spec: ModelSpec, shape: StepShape, speed: DeviceSpeed, itemsize: int) -> float:
+    """Of the first stage beside its layers."""
+    return 2 * shape.num_tokens * spec.hidden_size * itemsize / speed.activation_bytes
+
+
+def head_seconds(spec: ModelSpec, shape: StepShape, speed: DeviceSpeed, itemsize: int) -> float:
+    """Of the last stage beside its layers: final norm, head and sampling."""
+    hidden_bytes = spec.hidden_size * itemsize
+    head = spec.vocab_size * spec.hidden_size
+    read, computed = head * itemsize / speed.weight_bytes, 2 * head * shape.num_sampled / speed.flops
+    rows = shape.num_sampled * (spec.vocab_size * speed.logit_seconds + 4 * hidden_bytes / speed.activation_bytes)
+    return _together(speed, read, computed) + rows
+
+
+def layer_seconds(spec: ModelSpec, layer: LayerSpec, shape: StepShape, speed: DeviceSpeed, itemsize: int) -> float:
+    """Of one layer."""
     tokens, rows = shape.num_tokens, max(shape.num_rows, 1)
     read: float = spec.hidden_size * 2 * (spec.q_size + spec.kv_size)
     used = read
@@ -114,11 +127,11 @@ def _layer_seconds(spec: ModelSpec, layer: LayerSpec, shape: StepShape, speed: D
     window = layer.window if layer.window is not None else shape.context_tokens
     context = min(shape.context_tokens, tokens * window)
     cached = min(shape.kv_tokens, rows * window + tokens)
-    return (
-        read * itemsize / speed.weight_bytes
-        + 2 * used * tokens / speed.flops
-        + 2 * cached * spec.kv_size * itemsize / speed.kv_bytes
-        + 4 * context * spec.q_size / speed.attention_flops
-        + tokens * activations * itemsize / speed.activation_bytes
-        + speed.layer_seconds
-    )
+    linears = read * itemsize / speed.weight_bytes, 2 * used * tokens / speed.flops
+    attention = 2 * cached * spec.kv_size * itemsize / speed.kv_bytes, 4 * context * spec.q_size / speed.attention_flops
+    beside = tokens * activations * itemsize / speed.activation_bytes + speed.layer_seconds
+    return _together(speed, *linears) + _together(speed, *attention) + beside
+
+
+def _together(speed: DeviceSpeed, reading: float, computing: float) -> float:
+    return max(reading, computing) if speed.overlaps else reading + computing

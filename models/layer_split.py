@@ -7,7 +7,7 @@ decoding, and next to nothing in a prompt, where one token in hundreds passes it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 from .layer_cost import LayerTimes
@@ -72,6 +72,16 @@ def automatic_split(mixes: Sequence[LayerTimes], num_stages: int) -> list[int]:
     split = _partition(regret, num_layers, num_stages)
     gained = max(_all(regret, split)) < _WORTHWHILE * max(_all(regret, even))
     return split if gained else even
+
+
+NAMED_SPLITS: Mapping[str, Callable[[LayerTimes, LayerTimes, int], list[int]]] = {
+    "auto": lambda decode, prefill, num_stages: automatic_split([decode, prefill], num_stages),
+    "decode": lambda decode, prefill, num_stages: best_split(decode, num_stages),
+    "prefill": lambda decode, prefill, num_stages: best_split(prefill, num_stages),
+    "mixed": lambda decode, prefill, num_stages: mixed_split([decode, prefill], num_stages),
+    "even": lambda decode, prefill, num_stages: even_split(len(decode.layers), num_stages),
+}
+"""The splits of ``core.stage_settings.SPLIT_NAMES``, from the times of a typical decode and a typical prefill step."""
 
 
 def _cost_of(times: LayerTimes) -> Cost:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from ..core.stage_settings import check_split
 from .decoder import StageRange
-from .layer_cost import DECODE, PREFILL, SPEEDS, LayerTimes, layer_times
-from .layer_split import automatic_split, best_split, even_split, mixed_split
+from .layer_cost import DECODE, PREFILL, SPEEDS, layer_times
+from .layer_split import NAMED_SPLITS
 from .spec import ModelSpec
-
-_NAMED: Mapping[str, Callable[[LayerTimes, LayerTimes, int], list[int]]] = {
-    "auto": lambda decode, prefill, num_stages: automatic_split([decode, prefill], num_stages),
-    "decode": lambda decode, prefill, num_stages: best_split(decode, num_stages),
-    "prefill": lambda decode, prefill, num_stages: best_split(prefill, num_stages),
-    "mixed": lambda decode, prefill, num_stages: mixed_split([decode, prefill], num_stages),
-    "even": lambda decode, prefill, num_stages: even_split(len(decode.layers), num_stages),
-}
 
 
 def stage_range(
@@ -54,4 +46,4 @@ def choose_split(
     if num_stages == 1:
         return [spec.num_layers]
     decode, prefill = (layer_times(spec, shape, SPEEDS[device], itemsize) for shape in (DECODE, PREFILL))
-    return _NAMED[split or "auto"](decode, prefill, num_stages)
+    return NAMED_SPLITS[split or "auto"](decode, prefill, num_stages)
