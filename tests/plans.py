@@ -76,16 +76,18 @@ class Planner:
         self.pause(request)
         del self.requests[request.request_id]
 
-    def plan(self, rows: dict[int, int]) -> StepPlan:
+    def plan(self, rows: dict[int, int], *, feeds_from: int | None = None) -> StepPlan:
         """A plan of ``{request id: number of tokens}``; a request past its prompt whose last token is all that is left
-        to compute becomes a decode row."""
-        plan = StepPlan(queue=0, step=self.step)
+        to compute becomes a decode row. With ``feeds_from`` the decode rows' tokens are left to the workers, and may be
+        one more than is known."""
+        plan = StepPlan(queue=0, step=self.step, feeds_from=feeds_from)
         self.step += 1
         ids, slots, positions, tokens = [], [], [], []
         for request_id, count in rows.items():
             request = self.requests[request_id]
             start, end = request.num_computed, request.num_computed + count
-            assert end <= len(request.tokens)
+            ahead = feeds_from is not None and end == len(request.tokens) + 1
+            assert end <= len(request.tokens) or ahead
             grown = [self.free_blocks.pop() for _ in range(len(request.blocks), -(-end // self.block_size))]
             request.blocks.extend(grown)
             if not request.started:
@@ -107,11 +109,12 @@ class Planner:
             else:
                 plan.grown_slots.extend([request.slot] * len(grown))
                 plan.grown_blocks.extend(grown)
-            if start >= request.num_prompt_tokens and end == len(request.tokens) and count == 1:
+            if start >= request.num_prompt_tokens and (end == len(request.tokens) or ahead) and count == 1:
                 ids.append(request_id)
                 slots.append(request.slot)
                 positions.append(start)
-                tokens.append(request.tokens[start])
+                if feeds_from is None:
+                    tokens.append(request.tokens[start])
             else:
                 plan.chunk_ids.append(request_id)
                 plan.chunk_slots.append(request.slot)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import RequestStart, StepPlan
-from llm_engine.workers.slots import SlotTable
+from llm_engine.workers.slots import FedRows, SlotTable
 from tests.plans import GREEDY, Planner
 
 SCORED = SamplingParams(temperature=0.0, prompt_logprobs=0)
@@ -148,6 +148,51 @@ def test_a_token_without_a_block_is_refused() -> None:
     table.apply(started(0, list(range(9)), [1, 2]))
     with pytest.raises(AssertionError, match="no block"):
         table.batch(chunk(0, 0, 9, samples=True))
+
+
+def fed_rows(table: SlotTable, plan: StepPlan) -> FedRows:
+    return table.fed_rows(table.sampling_rows(plan))
+
+
+def test_a_plan_ahead_goes_on_from_what_was_fed() -> None:
+    """Decode rows first, then the chunks that sample: the second request's does not."""
+    table, planner = SlotTable(8, 64, 4), Planner(block_size=4)
+    first = planner.add([10, 11, 12])
+    planner.add(list(range(20, 29)))
+    planner.add([40, 41])
+    table.apply(planner.plan({1: 3}))
+    first.tokens.append(13)
+    step = planner.plan({1: 1, 2: 4, 3: 2})
+    table.apply(step)
+    rows = fed_rows(table, step)
+    assert (rows.request_ids.tolist(), rows.slots.tolist(), rows.positions.tolist()) == ([1, 3], [0, 2], [4, 2])
+    table.feed(rows, [77, 88])
+    ahead = planner.plan({1: 1, 2: 5, 3: 1}, feeds_from=step.step)
+    assert list(ahead.decode_tokens) == []
+    table.apply(ahead)
+    batch = table.batch(ahead)
+    assert batch.token_ids.tolist() == [77, 88, *range(24, 29)]
+    assert batch.positions.tolist() == [4, 2, *range(4, 9)]
+    assert table.tokens[0, :5].tolist() == [10, 11, 12, 13, 77]
+
+
+def test_what_is_fed_reaches_only_who_still_has_its_slot() -> None:
+    table = SlotTable(2, 64, 4)
+    table.apply(started(0, [1, 2], [1]))
+    table.apply(started(1, [3, 4], [2], request_id=2))
+    rows = FedRows(np.array([1, 2]), np.array([0, 1]), np.array([2, 2]))
+    table.apply(started(1, [5, 6, 7, 8], [3], request_id=3))
+    table.feed(rows, [77, 88])
+    assert table.tokens[0, :3].tolist() == [1, 2, 77]
+    assert table.tokens[1, :4].tolist() == [5, 6, 7, 8]
+
+
+def test_what_is_fed_behind_the_last_position_is_left_out() -> None:
+    table = SlotTable(2, 3, 4)
+    table.apply(started(0, [1, 2, 3], [1]))
+    table.apply(started(1, [4, 5], [2], request_id=2))
+    table.feed(FedRows(np.array([1, 2]), np.array([0, 1]), np.array([3, 2])), [77, 88])
+    assert table.tokens.tolist() == [[1, 2, 3], [4, 5, 88]]
 
 
 def test_large_tables_cost_no_memory_up_front() -> None:

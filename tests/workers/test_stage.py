@@ -25,7 +25,11 @@ from tests.workers.plain_sampler import draw, log_softmax, uniform
 
 
 def make_stage(
-    model_engine: ModelEngine, index: int = 0, num_stages: int = 1, make_sampler: SamplerFactory = BatchSampler
+    model_engine: ModelEngine,
+    index: int = 0,
+    num_stages: int = 1,
+    make_sampler: SamplerFactory = BatchSampler,
+    feeds_back: bool = False,
 ) -> Stage:
     """A loaded stage whose clock counts its readings."""
     readings: Iterator[int] = count()
@@ -33,7 +37,15 @@ def make_stage(
     def clock() -> float:
         return float(next(readings))
 
-    stage = Stage(model_engine, make_sampler, index=index, num_stages=num_stages, max_num_seqs=8, clock=clock)
+    stage = Stage(
+        model_engine,
+        make_sampler,
+        index=index,
+        num_stages=num_stages,
+        max_num_seqs=8,
+        feeds_back=feeds_back,
+        clock=clock,
+    )
     stage.load()
     stage.allocate(64, 4)
     return stage
@@ -121,6 +133,73 @@ def test_a_failure_reaches_the_last_stage_and_spares_the_rest(failing_stage: int
     assert not again.starts  # the books have it from the failed step, on every stage
     planner.enter(again, run(stages, again))
     assert planner.requests[1].outputs == expected_tokens([1, 2, 3], 1)
+
+
+def test_a_stage_alone_goes_on_from_its_own_tokens() -> None:
+    stage = make_stage(ToyModelEngine(), feeds_back=True)
+    planner = Planner()
+    requests = [planner.add([first, first + 1, first + 2]) for first in range(3)]
+    plans = [planner.plan({1: 3, 2: 2}), planner.plan({1: 1, 2: 1, 3: 3}, feeds_from=0)]
+    for plan in plans:
+        planner.enter(plan, run([stage], plan))
+    for _ in range(4):
+        plan = planner.plan({1: 1, 2: 1, 3: 1}, feeds_from=plan.step)
+        planner.enter(plan, run([stage], plan))
+    for first, (request, number) in enumerate(zip(requests, (6, 5, 5), strict=True)):
+        assert request.outputs == expected_tokens([first, first + 1, first + 2], number)
+
+
+@pytest.mark.parametrize("num_stages", [2, 3])
+def test_the_first_of_several_executes_a_plan_ahead_once_it_is_fed(num_stages: int) -> None:
+    """The plan goes on from step 0; step 1 between them need not have been fed."""
+    stages = [make_stage(ToyModelEngine(i, num_stages), i, num_stages, feeds_back=True) for i in range(num_stages)]
+    planner = Planner()
+    one, two = planner.add([1, 2, 3]), planner.add([4, 5, 6])
+    first, between = planner.plan({1: 3}), planner.plan({2: 3})
+    ahead = planner.plan({1: 1}, feeds_from=first.step)
+    results = [run(stages, first), run(stages, between)]
+    assert not stages[0].can_execute(ahead)
+    with pytest.raises(AssertionError, match="step 2 goes on from tokens that are not here"):
+        stages[0].execute(ahead, None)
+    stages[0].feed(first.step, results[0].tokens)
+    assert stages[0].can_execute(ahead)
+    results.append(run(stages, ahead))
+    for plan, result in zip((first, between, ahead), results, strict=True):
+        planner.enter(plan, result)
+    assert one.outputs == expected_tokens([1, 2, 3], 2)
+    assert two.outputs == expected_tokens([4, 5, 6], 1)
+    last = planner.plan({1: 1, 2: 1}, feeds_from=between.step)
+    assert not stages[0].can_execute(last)
+    stages[0].feed(between.step, results[1].tokens)
+    assert stages[0].can_execute(last), "what comes after the step that it goes on from is known"
+
+
+def test_a_failed_step_feeds_nothing_and_keeps_nobody_waiting() -> None:
+    stages = [make_stage(ToyModelEngine(i, 2), i, 2, feeds_back=True) for i in range(2)]
+    stages[1]._model_engine.on_forward = fail_on(1)  # type: ignore[attr-defined]
+    planner = Planner()
+    planner.add([1, 2, 3])
+    planner.add([4, 5, 6])
+    first, failing = planner.plan({2: 3}), planner.plan({1: 3})
+    planner.enter(first, run(stages, first))
+    stages[0].feed(first.step, planner.requests[2].outputs)
+    failed = run(stages, failing)
+    assert failed.error is not None
+    ahead = planner.plan({1: 1, 2: 1}, feeds_from=failing.step)
+    assert not stages[0].can_execute(ahead)
+    stages[0].feed(failing.step, failed.tokens)
+    result = run(stages, ahead)
+    assert result.error is None
+    assert result.tokens[1:] == expected_tokens([4, 5, 6], 2)[1:], "whoever was not in the failed step"
+
+
+def test_a_plan_ahead_is_not_survived_where_nobody_feeds() -> None:
+    stage = make_stage(ToyModelEngine())
+    planner = Planner()
+    planner.add([1, 2, 3])
+    run([stage], planner.plan({1: 3}))
+    with pytest.raises(AssertionError, match="step 1 was made ahead of its tokens, which nobody feeds here"):
+        stage.execute(planner.plan({1: 1}, feeds_from=0), None)
 
 
 def test_a_failing_sampler_is_a_failed_step_and_a_sampler_can_be_replaced() -> None:
