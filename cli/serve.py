@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..core.config import EngineConfig
+from ..metrics.step_trace import check_writable
 from ..server.config import ServerConfig
 from .settings import ALL_SETTINGS, ENGINE_SETTINGS, SERVER_SETTINGS, resolve
 
@@ -14,7 +15,9 @@ def run(args: argparse.Namespace) -> int:
     values = resolve(ALL_SETTINGS, args)
     config = ServerConfig(**{name: value for name, value in values.items() if name in SERVER_SETTINGS})
     engine = {name: value for name, value in values.items() if name in ENGINE_SETTINGS}
-    EngineConfig.of(**engine)  # a bad setting ends it here, before a port is taken
+    trace = EngineConfig.of(**engine).observability.trace  # a bad setting ends it here, before a port is taken
+    if trace is not None:
+        check_writable(trace)
 
     from ..server.gunicorn_app import serve
 
