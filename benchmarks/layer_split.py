@@ -143,7 +143,7 @@ def fit(specs: dict[str, ModelSpec], models: dict[str, Any]) -> str:
 
     The estimate is linear in these: a column is the estimate by a device at which all else is for nothing.
     """
-    parts = [field.name for field in fields(DeviceSpeed)]
+    parts = [field.name for field in fields(DeviceSpeed) if field.name != "overlaps"]
     nothing = DeviceSpeed(**{part: 0.0 if part.endswith("seconds") else math.inf for part in parts})
     rows: list[list[float]] = []
     for name, model in models.items():
