@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from ..core.config import EngineConfig
-from ..metrics.step_trace import check_writable
 from ..server.config import ServerConfig
 from .settings import ALL_SETTINGS, ENGINE_SETTINGS, SERVER_SETTINGS, resolve
 
@@ -17,6 +16,8 @@ def run(args: argparse.Namespace) -> int:
     engine = {name: value for name, value in values.items() if name in ENGINE_SETTINGS}
     trace = EngineConfig.of(**engine).observability.trace  # a bad setting ends it here, before a port is taken
     if trace is not None:
+        from ..metrics.step_trace import check_writable
+
         check_writable(trace)
 
     from ..server.gunicorn_app import serve
