@@ -78,15 +78,15 @@ class Planner:
 
     def plan(self, rows: dict[int, int], *, feeds_from: int | None = None) -> StepPlan:
         """A plan of ``{request id: number of tokens}``; a request past its prompt whose last token is all that is left
-        to compute becomes a decode row. With ``feeds_from`` the decode rows' tokens are left to the workers, and may be
-        one more than is known."""
+        to compute becomes a decode row. With ``feeds_from`` the decode rows' tokens are left to the workers, known or
+        not."""
         plan = StepPlan(queue=0, step=self.step, feeds_from=feeds_from)
         self.step += 1
         ids, slots, positions, tokens = [], [], [], []
         for request_id, count in rows.items():
             request = self.requests[request_id]
             start, end = request.num_computed, request.num_computed + count
-            ahead = feeds_from is not None and end == len(request.tokens) + 1
+            ahead = feeds_from is not None and end > len(request.tokens)
             assert end <= len(request.tokens) or ahead
             grown = [self.free_blocks.pop() for _ in range(len(request.blocks), -(-end // self.block_size))]
             request.blocks.extend(grown)

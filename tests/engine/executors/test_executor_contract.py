@@ -260,6 +260,51 @@ def test_a_failed_step_answers_and_the_next_one_is_right(make_executor: MakeExec
     assert b.outputs == expected_tokens([20, 21, 22], 2)
 
 
+def test_plans_go_on_from_tokens_that_nobody_outside_has_seen(make_executor: MakeExecutor) -> None:
+    """All is pushed while the first step is held: two cohorts in turn, a newcomer among them, each plan fed by the last
+    one of its cohort."""
+    gate = make_executor.gate()
+    executor = make_executor({0: gate})
+    assert executor.start().feeds_back
+    planner = Planner()
+    prompts = [[3, 1, 4, 1, 5], [2, 7], [1, 8, 2]]
+    requests = [planner.add(prompt) for prompt in prompts]
+    plans = [planner.plan({1: 5}), planner.plan({2: 2})]
+    for turn in range(6):
+        plans.append(planner.plan({1: 1, 3: 3} if turn == 0 else {1: 1, 3: 1}, feeds_from=plans[-2].step))
+        plans.append(planner.plan({2: 1}, feeds_from=plans[-2].step))
+    for plan in plans:
+        executor.push(plan)
+    gate.open()
+    for plan in plans:
+        planner.enter(plan, result_of(executor))
+    for prompt, request, count in zip(prompts, requests, (7, 7, 6), strict=True):
+        assert request.outputs == expected_tokens(prompt, count)
+
+
+@pytest.mark.parametrize("failing_stage", [0, -1])
+def test_what_was_pushed_behind_a_failed_step_is_answered(make_executor: MakeExecutor, failing_stage: int) -> None:
+    """The step ahead has no tokens to go on from: it computes nonsense for these rows, and the others' are right."""
+    executor = make_executor({failing_stage: make_executor.failing(2)})
+    executor.start()
+    planner = Planner()
+    planner.add([10, 11, 12, 13, 14])
+    spared = planner.add([20, 21, 22])
+    plans = [planner.plan({1: 5}), planner.plan({2: 3})]
+    failing, between = planner.plan({1: 1}, feeds_from=0), planner.plan({2: 1}, feeds_from=1)
+    ahead = planner.plan({1: 1, 2: 1}, feeds_from=between.step)
+    for plan in (*plans, failing, between, ahead):
+        executor.push(plan)
+    for plan in plans:
+        planner.enter(plan, result_of(executor))
+    failed = result_of(executor)
+    assert (failed.step, failed.tokens) == (failing.step, []) and failed.error is not None
+    planner.enter(between, result_of(executor))
+    last = result_of(executor)
+    assert last.error is None
+    assert [*spared.outputs, last.tokens[1]] == expected_tokens([20, 21, 22], 3)
+
+
 def test_books_take_the_changes_of_a_failed_step(make_executor: MakeExecutor) -> None:
     """The start was in the failed step; the next one only brings a chunk of it."""
     executor = make_executor({0: make_executor.failing(0)})
