@@ -41,7 +41,7 @@ def test_the_table_is_what_an_engine_exposes(exposed: list[Metric]) -> None:
             for label, value in sample.labels.items():
                 if label not in {*COMMON_LABELS, "le"}:
                     labels.setdefault(label, set()).add(value)
-        labels = {label: values if label == "reason" else set() for label, values in labels.items()}
+        labels = {label: values if label in ("reason", "part") else set() for label, values in labels.items()}
         found[names_of(family)] = (family.type, labels)
     written: Described = {}
     for name, kind, text in _ROW.findall(PAGE):
