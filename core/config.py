@@ -14,7 +14,13 @@ from types import NoneType, UnionType
 from typing import Any, TypedDict
 
 from .errors import ConfigError
-from .stage_settings import parse_layer_partition, parse_stage_cpus, parse_stage_devices
+from .stage_settings import (
+    check_pipeline_address,
+    parse_layer_partition,
+    parse_remote_stages,
+    parse_stage_cpus,
+    parse_stage_devices,
+)
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -111,8 +117,8 @@ class ParallelConfig:
     pipeline_parallel_size: int = option(1, "stages the layers are split into")
     executor: str = option(
         "auto",
-        "who runs the stages: inproc (a thread each), zmq (a process each), or package.module:Class; auto takes zmq for "
-        "several stages, where their processes can import what they are to run",
+        "who runs the stages: inproc (a thread each), zmq (a process each), or package.module:Class; auto takes zmq "
+        "for several stages, where their processes can import what they are to run",
     )
     cpu_threads: int | None = option(
         None, "threads each stage computes with on the CPU; torch's choice, or cores / stages, when absent"
@@ -128,6 +134,15 @@ class ParallelConfig:
         "as there is one for each",
     )
     stage_devices: str | None = option(None, "CUDA device of each stage (0,1); one after the other when absent")
+    pipeline_address: str | None = option(
+        None, "where stages of other hosts join: tcp://HOST:PORT of this one; none where all stages run here"
+    )
+    pipeline_key: str | None = option(
+        None, "key file shared by the engine and the stages of other hosts; llm-engine stage --new-key writes one"
+    )
+    remote_stages: str | None = option(
+        None, "stages that are started by hand on other hosts (1,2), with llm-engine stage; none when absent"
+    )
     max_stage_restarts: int = option(
         3, "times within five minutes that stage processes which died are started again; then the engine is dead"
     )
@@ -144,6 +159,11 @@ class ParallelConfig:
         parse_layer_partition(self.pipeline_layer_partition, self.pipeline_parallel_size)
         parse_stage_cpus(self.stage_cpus, self.pipeline_parallel_size)
         parse_stage_devices(self.stage_devices, self.pipeline_parallel_size)
+        if parse_remote_stages(self.remote_stages, self.pipeline_parallel_size):
+            for name in ("pipeline_address", "pipeline_key"):
+                if getattr(self, name) is None:
+                    raise ConfigError(name, None, "one, where remote_stages are to join")
+        check_pipeline_address(self.pipeline_address)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +233,9 @@ class EngineSettings(TypedDict, total=False):
     pipeline_layer_partition: str | None
     stage_cpus: str
     stage_devices: str | None
+    pipeline_address: str | None
+    pipeline_key: str | None
+    remote_stages: str | None
     max_stage_restarts: int
     on_stage_death: str
     trace: str | None

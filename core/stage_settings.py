@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from .errors import ConfigError
 
@@ -64,6 +65,31 @@ def parse_stage_devices(text: str | None, num_stages: int) -> list[int] | None:
         allowed = f"{_many(num_stages, 'device number')}, from 0, with commas between"
         raise ConfigError("stage_devices", text, allowed)
     return [number for number in numbers if number is not None]
+
+
+def parse_remote_stages(text: str | None, num_stages: int) -> frozenset[int]:
+    """``1,2`` as the numbers of stages that are started by hand. Raises ``ConfigError``."""
+    if text is None:
+        return frozenset()
+    numbers = [_number(part) for part in text.split(",")]
+    if any(number is None or number >= num_stages for number in numbers):
+        raise ConfigError("remote_stages", text, f"numbers of stages, from 0 to {num_stages - 1}, with commas between")
+    return frozenset(number for number in numbers if number is not None)
+
+
+def check_pipeline_address(address: str | None) -> None:
+    """Raise ``ConfigError`` for what is no tcp address that other hosts could reach."""
+    if address is None:
+        return
+    try:
+        parts = urlsplit(address)
+        fine = parts.scheme == "tcp" and parts.hostname not in (None, "", "*", "0.0.0.0", "::") and parts.port
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ConfigError(
+            "pipeline_address", address, "tcp://HOST:PORT, with an address of this host that others reach"
+        )
 
 
 def parse_cpus(text: str) -> frozenset[int] | None:

@@ -57,12 +57,16 @@ class Setup(Message):
     sampler: str
     fingerprint: str | None
     """Of the checkpoint the engine has."""
-    inbound: str
-    """Where the stage is to bind its inbound socket."""
+    inbound: str | None
+    """Where the stage is to bind its inbound socket, for peers on the engine's host."""
+    binds_tcp: bool
+    """Whether it is to bind it for other hosts, too."""
 
 
 class Refused(Message):
     reason: str
+    final: bool = True
+    """Whether asking again is of no use."""
 
 
 class Progress(Message):
@@ -72,8 +76,8 @@ class Progress(Message):
 
 class Loaded(Message):
     info: ModelInfo
-    address: str
-    """Where its inbound socket is bound."""
+    addresses: list[str]
+    """Where its inbound socket is bound: one, or one for this host and one for others."""
     memory: str
     """Names the memory its pool will lie in; stages that name the same share it."""
 
@@ -126,6 +130,7 @@ class Log(Message):
 class Stop(Message):
     final: bool
     """Whether the engine ends too, and not only this run of its stages."""
+    reason: str = ""
 
 
 class ClockPing(Message):
@@ -180,6 +185,14 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent_pid: int
     directory: str | None = None
     """With the socket files; removed by the stage where the engine died before it could."""
+    remote: bool = False
+    """Whether it was started by hand: then it makes sure by itself that the engine is still there."""
+    key: tuple[str, str] | None = None
+    """CURVE key pair, public and secret, for tcp."""
+    host: str | None = None
+    """Of this host as others reach it, for tcp; found out by itself when absent."""
+    model: str | None = None
+    """Folder of the checkpoint, where it is not the engine's."""
     cpus: list[int] | None = None
     num_threads: int | None = None
     log_level: int = 30

@@ -1,8 +1,8 @@
 """A stage's side thread: it alone speaks to the engine beside the steps, and it ends the process when it must.
 
 It runs whatever the main thread is doing, as long as that lets go of the interpreter lock now and then: so the engine
-can tell a stage that computes long from one that is gone. It reads the end of standard input, which is the engine's
-end, and makes sure that the process never outlives the engine.
+can tell a stage that computes long from one that is gone. It reads the end of standard input, which is the end of
+whoever started the process, and makes sure that the process never outlives that.
 """
 
 from __future__ import annotations
@@ -39,43 +39,60 @@ from .control import (
     Serving,
     Setup,
     Stop,
-    ToStage,
     decode_to_stage,
     encode,
 )
+from .handshakes import HandshakeMonitor
 from .links import PeerError, data_socket
+from .pipeline_key import PipelineKey
 from .wire import WIRE_VERSION, WireError
 
 logger = logging.getLogger(__name__)
 
+EXIT_DONE = 0
+"""The engine ended, or wants this stage no longer."""
+EXIT_FAILED = 1
+"""The stage cannot run; it has said why."""
+EXIT_LOST = 5
+"""The engine lost this stage, or the stage the engine: joining again may help."""
+
 GRACE_SECONDS = 1.0
 """How long the main thread may take to come to an end once it is told to."""
+ENGINE_SILENT_SECONDS = 5.0
+"""A remote engine speaks every half second; one that is silent for so long is gone."""
+_MAX_HANDSHAKES = 3
 _PR_SET_PDEATHSIG = 1
 
 
 class StoppedError(Exception):
-    """The engine wants this stage no longer."""
+    """The stage is to end, with this exit code; the message says why where somebody should know."""
+
+    def __init__(self, exit_code: int, message: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ControlLink(threading.Thread):
     """Any thread may ``send``; the main thread waits with ``expect`` and reads ``stop_fd``, which turns readable for
-    good when the stage is to end. ``executing`` is written by the main thread: the step it is in, and since when."""
+    good when the stage is to end; ``stopped`` then says why. ``executing`` is written by the main thread: the step it
+    is in, and since when."""
 
     def __init__(self, launch: Launch, context: zmq.Context[Any]) -> None:
         super().__init__(name="control", daemon=True)
         self.executing: tuple[int, float] | None = None
         self.stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.stopped: StoppedError | None = None
         self._launch = launch
-        self._token = bytes.fromhex(launch.token)
         self._context = context
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._outbox: SimpleQueue[Message] = SimpleQueue()
-        self._inbox: SimpleQueue[ToStage | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Setup | Allocate | StoppedError] = SimpleQueue()
         self._deadline: float | None = None
         """When the process ends whatever the main thread does."""
         self._done = False
-        self.final = False
-        """Whether the engine said that it ends for good."""
+        self._heard_at: float | None = None
+        """When the engine last spoke; ``None`` before it did."""
+        self._failed_handshakes = 0
 
     # -- the main thread
 
@@ -86,33 +103,28 @@ class ControlLink(threading.Thread):
     def expect(self, kind: type[Setup] | type[Allocate]) -> Any:
         """The next message, which must be of this kind. Raises ``StoppedError`` when the stage is to end."""
         message = self._inbox.get()
-        if isinstance(message, kind):
-            return message
-        if isinstance(message, Refused):
-            raise StoppedError(f"the engine refused this stage: {message.reason}")
-        if message is None:
-            raise StoppedError("the engine wants this stage no longer")
-        raise PeerError(-1, f"{type(message).__name__} where {kind.__name__} is due")
+        if isinstance(message, StoppedError):
+            raise message
+        if not isinstance(message, kind):
+            raise PeerError(-1, f"{type(message).__name__} where {kind.__name__} is due")
+        return message
 
     def fail(self, error: BaseException) -> None:
-        """Tell the engine what went wrong and wait until it has taken note."""
+        """Tell the engine what went wrong, and wait until it has taken note and says stop."""
         self.send(failure_of(error))
-        self._inbox_until_stopped()
+        deadline = time.monotonic() + 2 * GRACE_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                if isinstance(self._inbox.get(timeout=left), StoppedError):
+                    return
+            except Empty:
+                return
 
     def close(self) -> None:
         """Send what is left and end the thread."""
         self._done = True
         os.eventfd_write(self._wake_fd, 1)
         self.join(GRACE_SECONDS)
-
-    def _inbox_until_stopped(self) -> None:
-        deadline = time.monotonic() + 2 * GRACE_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                if self._inbox.get(timeout=left) is None:
-                    return
-            except Empty:
-                return
 
     # -- its own
 
@@ -121,42 +133,56 @@ class ControlLink(threading.Thread):
             self._run()
         except BaseException:  # noqa: BLE001 - the stage cannot go on without it
             traceback.print_exc()
-            self._end_process(1)
+            self._end_process(EXIT_FAILED)
 
     def _run(self) -> None:
+        launch = self._launch
         socket = data_socket(self._context, zmq.DEALER)
-        socket.connect(self._launch.control)
-        self._post(socket, Hello(WIRE_VERSION, __version__, self._launch.index, os.getpid(), sockets.gethostname()))
+        if launch.key is not None and launch.control.startswith("tcp:"):
+            PipelineKey(*launch.key).secure(socket, server=False)
+        handshakes = HandshakeMonitor(socket)
+        socket.connect(launch.control)
+        self._post(socket, Hello(WIRE_VERSION, __version__, launch.index, os.getpid(), sockets.gethostname()))
         poller = zmq.Poller()
-        for fd in (socket, self._wake_fd, sys.stdin.fileno()):
-            poller.register(fd, zmq.POLLIN)
+        for source in (socket, handshakes.socket, self._wake_fd, sys.stdin.fileno()):
+            poller.register(source, zmq.POLLIN)
         next_beat = time.monotonic() + HEARTBEAT_SECONDS
         while True:
             deadline = min(next_beat, self._deadline or next_beat)
             ready = dict(poller.poll(int(max(deadline - time.monotonic(), 0.0) * 1000) + 1))
             if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 4096):
                 poller.unregister(sys.stdin.fileno())
-                self._on_parents_end()
+                if os.getppid() != launch.parent_pid:
+                    self._end_process(EXIT_DONE)
+                self._stop(StoppedError(EXIT_DONE))
             if self._wake_fd in ready:
                 os.eventfd_read(self._wake_fd)
             while not self._outbox.empty():
                 self._post(socket, self._outbox.get())
             if self._done:
+                handshakes.close()
                 socket.close(int(GRACE_SECONDS * 1000))
                 return
+            if handshakes.socket in ready:
+                self._take_handshakes(handshakes)
             if socket in ready:
                 self._take(socket)
             now = time.monotonic()
             if now >= next_beat:
                 next_beat = now + HEARTBEAT_SECONDS
-                executing = self.executing
-                step, since = executing if executing is not None else (None, now)
-                self._post(socket, Heartbeat(step, now - since))
+                self._beat(socket, now)
             if self._deadline is not None and now >= self._deadline:
-                self._end_process(1)
+                self._end_process(EXIT_DONE if self.stopped is None else self.stopped.exit_code)
+
+    def _beat(self, socket: zmq.Socket[Any], now: float) -> None:
+        step, since = self.executing or (None, now)
+        self._post(socket, Heartbeat(step, now - since))
+        silent = 0.0 if self._heard_at is None else now - self._heard_at
+        if self._launch.remote and silent > ENGINE_SILENT_SECONDS:
+            self._stop(StoppedError(EXIT_LOST, f"nothing was heard of the engine for {silent:.1f} s"))
 
     def _post(self, socket: zmq.Socket[Any], message: Message) -> None:
-        socket.send_multipart([self._token, encode(message)], zmq.NOBLOCK)
+        socket.send_multipart([bytes.fromhex(self._launch.token), encode(message)], zmq.NOBLOCK)
 
     def _take(self, socket: zmq.Socket[Any]) -> None:
         while True:
@@ -164,6 +190,7 @@ class ControlLink(threading.Thread):
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            self._heard_at = time.monotonic()
             try:
                 message = decode_to_stage(frames[-1])
             except WireError as error:
@@ -172,33 +199,41 @@ class ControlLink(threading.Thread):
             if isinstance(message, ClockPing):
                 self._post(socket, ClockPong(message.sent_at, time.monotonic()))
             elif isinstance(message, Serving):
-                # From here on nothing lies about that would have to be cleared away.
-                ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                if os.getppid() != self._launch.parent_pid:
-                    self._end_process(1)
+                self._die_with_parent()
             elif isinstance(message, Stop):
-                self.final = message.final
-                self._stop()
+                self._stop(StoppedError(EXIT_DONE if message.final else EXIT_LOST, message.reason))
+            elif isinstance(message, Refused):
+                code = EXIT_FAILED if message.final else EXIT_LOST
+                self._stop(StoppedError(code, f"the engine refused this stage: {message.reason}"))
             else:
                 self._inbox.put(message)
 
-    def _on_parents_end(self) -> None:
-        """Standard input has ended: the parent lets go of this stage, or is dead."""
-        if os.getppid() != self._launch.parent_pid:
-            self._end_process(1)
-        self._stop()
+    def _take_handshakes(self, handshakes: HandshakeMonitor) -> None:
+        for failed in handshakes.take():
+            self._failed_handshakes = self._failed_handshakes + 1 if failed else 0
+        if self._failed_handshakes >= _MAX_HANDSHAKES or handshakes.is_refused:
+            reason = f"the engine at {self._launch.control} does not accept this pipeline key: it has another one"
+            self._stop(StoppedError(EXIT_FAILED, reason))
 
-    def _stop(self) -> None:
-        if self._deadline is None:
+    def _die_with_parent(self) -> None:
+        """Every link stands and no socket file is left to clear away, so from now on the system may kill at once."""
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self._launch.parent_pid:
+            self._end_process(EXIT_DONE)
+
+    def _stop(self, stopped: StoppedError) -> None:
+        if self.stopped is None:
+            self.stopped = stopped
             self._deadline = time.monotonic() + GRACE_SECONDS
-            self._inbox.put(None)
+            self._inbox.put(stopped)
             os.eventfd_write(self.stop_fd, 1)
 
     def _end_process(self, code: int) -> None:
-        if self._launch.directory is not None and os.getppid() != self._launch.parent_pid:
-            shutil.rmtree(self._launch.directory, ignore_errors=True)
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)  # with a compiler that may be running
+        if os.getppid() != self._launch.parent_pid:
+            if self._launch.directory is not None:
+                shutil.rmtree(self._launch.directory, ignore_errors=True)
+            if os.getpgrp() == os.getpid():
+                os.killpg(0, signal.SIGKILL)  # with a compiler that may be running
         os._exit(code)
 
 

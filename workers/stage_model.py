@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..core.config import EngineConfig
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ModelLoadError
+from .control import Launch, Setup
+from .fingerprint import fingerprint
 from .model_engine import ModelEngine
 
 
@@ -19,7 +21,7 @@ def importable_name(field: str, thing: Any) -> str:
     if not module or not qualname:
         raise ConfigError(field, thing, f"{where}; an object made at run time has no name to import it by")
     if "<" in qualname:
-        raise ConfigError(field, thing, f"{where}; one made inside a function is gone when that returns")
+        raise ConfigError(field, thing, f"{where}; a lambda, or what a function makes, has no name to import it by")
     if module == "__main__":
         raise ConfigError(field, thing, f"{where}; move it out of the main script, which a stage does not run again")
     found: Any = sys.modules.get(module)
@@ -39,13 +41,34 @@ def imported(name: str) -> Any:
     return found
 
 
-def make_torch_engine(
-    config: EngineConfig, path: str, stage: int, *, on_cuda: bool, num_threads: int | None
-) -> ModelEngine:
-    """Torch's model engine for one stage. Loads torch; to be called in the stage's own thread."""
+def make_model_engine(setup: Setup, launch: Launch) -> ModelEngine:
+    """The model engine that the settings ask for. Raises ``ModelLoadError`` where the engine has another checkpoint."""
+    if setup.model_engine is not None:
+        engine: ModelEngine = imported(setup.model_engine)(setup.index)
+        return engine
+    path = checkpoint_folder(setup, launch)
+    found = fingerprint(path)
+    if setup.fingerprint is not None and found != setup.fingerprint:
+        raise ModelLoadError(
+            f"the checkpoint in {path} has the fingerprint {found}, the engine's {setup.fingerprint}: they differ"
+        )
     from .torch_stage import make_torch_stage
 
-    return make_torch_stage(path, config, stage, on_cuda=on_cuda, num_threads=num_threads)
+    return make_torch_stage(path, setup.config, setup.index, on_cuda=setup.on_cuda, num_threads=launch.num_threads)
+
+
+def checkpoint_folder(setup: Setup, launch: Launch) -> str:
+    """Where the checkpoint lies on this host. Raises ``ModelLoadError``."""
+    if launch.model is not None:
+        if not os.path.isfile(os.path.join(launch.model, "config.json")):
+            raise ModelLoadError(f"{launch.model} is no checkpoint: it has no config.json")
+        return launch.model
+    if setup.model_path is not None and os.path.isdir(setup.model_path):
+        return setup.model_path
+    from ..models.hub import resolve_model
+
+    model = setup.config.model
+    return str(resolve_model(model.model, revision=model.revision, download_dir=model.download_dir))
 
 
 def memory_name(on_cuda: bool) -> str:
@@ -57,5 +80,5 @@ def memory_name(on_cuda: bool) -> str:
     torch = sys.modules.get("torch")
     if not on_cuda or torch is None:
         return host
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return f"{host}/{getattr(properties, 'uuid', torch.cuda.current_device())}"
+    device = torch.cuda.current_device()
+    return f"{host}/{getattr(torch.cuda.get_device_properties(device), 'uuid', device)}"

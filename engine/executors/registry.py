@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...core.config import EngineConfig
 from ...core.errors import ConfigError
 from ...core.registry import Registry
+from ...core.stage_settings import parse_remote_stages
 from ...workers.model_engine import ModelEngine, Progress
 from ...workers.placement import place_stages, read_cores
 from ...workers.sampler import BatchSampler, SamplerFactory
@@ -77,10 +79,12 @@ def make_inproc(spec: ExecutorSpec) -> Executor:
 
 def make_zmq(spec: ExecutorSpec) -> Executor:
     """The stages as processes. Raises ``ConfigError`` where they could not import what they are to run."""
+    from ...workers.pipeline_key import read_key
+    from .zmq_bringup import StageSettings
     from .zmq_executor import ZmqExecutor
-    from .zmq_group import StageSettings
 
     model_engine, sampler = _names_of(spec)
+    parallel = spec.config.parallel
     settings = StageSettings(
         config=spec.config,
         block_size=spec.block_size or DEFAULT_BLOCK_SIZE,
@@ -88,7 +92,8 @@ def make_zmq(spec: ExecutorSpec) -> Executor:
         model_path=spec.model_path,
         model_engine=model_engine,
         sampler=sampler,
-        fingerprint=None,
-        placements=place_stages(spec.config.parallel, read_cores()),
+        placements=place_stages(parallel, read_cores()),
+        remote=parse_remote_stages(parallel.remote_stages, parallel.pipeline_parallel_size),
+        key=None if parallel.pipeline_key is None else read_key(Path(parallel.pipeline_key)),
     )
     return ZmqExecutor(settings, spec.progress)

@@ -1,13 +1,16 @@
-"""Where the sockets of stage processes lie."""
+"""Where the sockets of stage processes lie, and which of them two ends meet at."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 from ...core.errors import ConfigError
 
+ENGINE = -1
+"""Among the numbers of stages."""
 _LONGEST = 107
 """Bytes of a socket file's path, as the system allows it."""
 
@@ -37,3 +40,30 @@ class SocketFolder:
     def remove(self) -> None:
         """Callable twice. Connections that exist live on."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Links:
+    """Who sends to whom, and over what: a socket file between two on the engine's host, else tcp."""
+
+    def __init__(self, num_stages: int, remote: frozenset[int], *, feeds_back: bool) -> None:
+        self.last = num_stages - 1
+        self.feeds_back = feeds_back and num_stages > 1
+        self._remote = remote
+
+    def senders(self, receiver: int) -> list[int]:
+        """Who sends to a stage, or to the engine."""
+        if receiver == ENGINE:
+            return [self.last]
+        return [receiver - 1, self.last] if receiver == 0 and self.feeds_back else [receiver - 1]
+
+    def over_tcp(self, sender: int, receiver: int) -> bool:
+        return sender in self._remote or receiver in self._remote
+
+    def binds_tcp(self, receiver: int) -> bool:
+        """Whether a stage, or the engine, must be reachable from other hosts."""
+        return any(self.over_tcp(sender, receiver) for sender in self.senders(receiver))
+
+    def address(self, sender: int, receiver: int, addresses: Sequence[str]) -> str:
+        """The one of the receiver's addresses that the sender uses."""
+        wanted = "tcp:" if self.over_tcp(sender, receiver) else "ipc:"
+        return next(address for address in addresses if address.startswith(wanted))

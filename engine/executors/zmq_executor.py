@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import zmq
 
 from ...core.errors import EngineDeadError, EngineError
 from ...core.step import StepPlan
+from ...workers.fingerprint import fingerprint
 from ...workers.model_engine import Progress
 from .base import Collected, Executor, ExecutorInfo, StageDied, StagesUp, Wake
-from .zmq_group import StageGroup, StageSettings
+from .zmq_bringup import StageSettings
+from .zmq_control import Door
+from .zmq_group import StageGroup
+
+logger = logging.getLogger(__name__)
 
 _TICK = 0.25
 """Seconds between two looks at the stages' health."""
-_REAP = 0.02
+_REAP_TICK = 0.02
 """The same while processes are being ended, which are soon gone."""
+_ANNOUNCE_SECONDS = 3.0
+"""After so long it is said which stages of other hosts are waited for."""
 _SHUTDOWN_SECONDS = 10.0
 
 
@@ -27,7 +36,7 @@ class ZmqExecutor(Executor):
     """Runs every stage in a process. ``start``, ``collect`` and ``restart`` belong to one thread, which must live as
     long as the stages; ``shutdown`` may come from another one and ends what that one waits for.
 
-    ``step_patience`` is how many seconds a step may take before the stage counts as stuck; it may be set at any time.
+    ``step_patience`` is how many seconds a step may take before its stage counts as stuck; it may be set at any time.
     """
 
     step_patience: float = 30.0
@@ -40,11 +49,13 @@ class ZmqExecutor(Executor):
         # Held by whoever uses what follows: the output thread nearly always.
         self._owning = threading.RLock()
         self._context: zmq.Context[Any] | None = None
+        self._door: Door | None = None
         self._group: StageGroup | None = None
         self._wanted_epoch: int | None = None
         """Set while ``restart`` waits for the old processes' end."""
         self._told_up = self._told_failure = False
         """Whether it has been told that the group is up, or why it failed."""
+        self._announce_at = math.inf
 
     @property
     def num_stages(self) -> int:
@@ -52,18 +63,24 @@ class ZmqExecutor(Executor):
 
     def start(self) -> ExecutorInfo:
         with self._owning:
-            assert self._group is None, "start comes once"
+            assert self._context is None, "start comes once"
             try:
                 self._context = zmq.Context()
-                self._group = group = StageGroup(self._settings, self._context, 0, self._progress)
+                settings = self._settings
+                address = settings.config.parallel.pipeline_address
+                if address is not None and settings.key is not None:
+                    self._door = Door(self._context, address, settings.key)
+                if settings.model_path is not None:
+                    self._settings = replace(settings, fingerprint=fingerprint(settings.model_path))
+                group = self._make_group(0, self._progress)
                 while group.info is None:
                     if self._stopping.is_set():
                         raise EngineDeadError("the executor was shut down while it started")
                     if group.failure is not None:
                         raise group.failure.error
-                    self._wait(_TICK)
+                    self._wait(group, _TICK)
                     group.take_result()
-                    group.look(time.monotonic(), self.step_patience)
+                    self._look(group, time.monotonic())
             except BaseException:
                 self.shutdown()
                 raise
@@ -76,13 +93,10 @@ class ZmqExecutor(Executor):
             group.sender.send(plan)
 
     def collect(self, timeout: float | None) -> Collected:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         with self._owning:
             look_at = 0.0
-            while True:
-                group = self._group
-                if group is None:
-                    return None
+            while (group := self._group) is not None:
                 result = group.take_result()
                 if result is not None:
                     return result
@@ -91,15 +105,15 @@ class ZmqExecutor(Executor):
                 now = time.monotonic()
                 if now >= look_at:
                     look_at = now + _TICK
-                    group.look(now, self.step_patience)
-                event = self._event(now)
+                    self._look(group, now)
+                event = self._event(group)
                 if event is not None:
                     return event
-                left = _TICK if deadline is None else min(_TICK, deadline - now)
-                if left <= 0 and deadline is not None and now >= deadline:
+                if now >= deadline:
                     return None
-                if self._wait(left):
+                if self._wait(group, min(_TICK, deadline - now)):
                     look_at = 0.0
+            return None
 
     def wake(self) -> None:
         self._waker.wake()
@@ -110,10 +124,7 @@ class ZmqExecutor(Executor):
 
     def restart(self, epoch: int) -> None:
         with self._owning:
-            assert self._group is not None, "start comes first"
-            # Where it was the books that refused an answer, the stages themselves are well.
-            self._group.fail(self.num_stages - 1, "the engine gave it up")
-            self._told_failure = True
+            assert self._group is not None and self._group.failure is not None, "nothing to restart"
             self._wanted_epoch = epoch
 
     def shutdown(self) -> None:
@@ -121,55 +132,63 @@ class ZmqExecutor(Executor):
         self._waker.wake()
         with self._owning:
             if self._group is not None:
-                self._group.begin_end()
-                self._group.end(_SHUTDOWN_SECONDS)
-            self._group = None
+                self._group.begin_end(final=True)
+                if not self._group.end(_SHUTDOWN_SECONDS):
+                    logger.error("a stage's process does not end, not even killed")
+                self._group = None
+            if self._door is not None:
+                self._door.close()
+                self._door = None
             if self._context is not None:
                 self._context.destroy(linger=0)
                 self._context = None
 
-    def _event(self, now: float) -> Collected:
+    def _make_group(self, epoch: int, progress: Progress | None) -> StageGroup:
+        assert self._context is not None
+        self._group = StageGroup(self._settings, self._context, epoch, self._door, progress)
+        self._told_up = self._told_failure = False
+        self._announce_at = time.monotonic() + _ANNOUNCE_SECONDS
+        return self._group
+
+    def _event(self, group: StageGroup) -> Collected:
         """A death or a return that is still to be told; meanwhile the work of restarting goes on."""
-        group = self._group
-        assert group is not None
         if group.failure is not None:
             if not self._told_failure:
                 self._told_failure = True
                 return StageDied(group.failure.stage, group.failure.cause)
             if self._wanted_epoch is not None and group.end(0.0):
-                return self._begin_again(self._wanted_epoch)
+                epoch, self._wanted_epoch = self._wanted_epoch, None
+                try:
+                    self._make_group(epoch, None)
+                except (EngineError, OSError, zmq.ZMQError) as error:
+                    return StageDied(group.failure.stage, f"it could not be started again: {error}")
         elif group.info is not None and not self._told_up:
             self._told_up = True
             return StagesUp(group.epoch)
         return None
 
-    def _begin_again(self, epoch: int) -> StageDied | None:
-        assert self._context is not None
-        self._wanted_epoch = None
-        try:
-            self._group = StageGroup(self._settings, self._context, epoch, None)
-        except (EngineError, OSError, zmq.ZMQError) as error:
-            return StageDied(0, f"it could not be started again: {error}")
-        self._told_up = self._told_failure = False
-        return None
+    def _look(self, group: StageGroup, now: float) -> None:
+        if group.failure is None:
+            group.look(now, self.step_patience)
+        if now >= self._announce_at and group.awaited and self._door is not None:
+            self._announce_at = math.inf
+            stages = ", ".join(map(str, group.awaited))
+            logger.warning("waiting for stages to join at %s: %s", self._door.address, stages)
 
-    def _wait(self, seconds: float) -> bool:
+    def _wait(self, group: StageGroup, seconds: float) -> bool:
         """Until something happens, at most so long. Takes in what stages say; true where a process has ended."""
-        group = self._group
-        assert group is not None
         poller = zmq.Poller()
         poller.register(self._waker.fd, zmq.POLLIN)
+        pidfds = group.pidfds()
         if group.failure is None:
-            poller.register(group.results, zmq.POLLIN)
-            poller.register(group.control, zmq.POLLIN)
-            for fd in group.pidfds():
-                poller.register(fd, zmq.POLLIN)
+            for source in (*group.sources, *pidfds):
+                poller.register(source, zmq.POLLIN)
         else:
-            seconds = min(seconds, _REAP)
+            seconds = min(seconds, _REAP_TICK)
         ready = dict(poller.poll(math.ceil(max(seconds, 0.0) * 1000)))
-        if group.control in ready:
+        if group.failure is None and any(source in ready for source in group.sources[1:]):
             group.take_control()
-        return any(fd in ready for fd in group.pidfds())
+        return any(fd in ready for fd in pidfds)
 
 
 class _Waker:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...core import errors
-from ...workers.control import Failed, Heartbeat
+from ...workers.control import ClockPing, ClockPong, Failed, Heartbeat, Message
 from ...workers.model_engine import ModelInfo
+from .zmq_control import ControlSocket
 from .zmq_process import StageProcess
 
 SILENT_SECONDS = 1.5
@@ -18,6 +20,30 @@ STARVED_SECONDS = 10.0
 """A process that is there and not stopped may be this silent: it waits for a core, or for its own interpreter lock."""
 LOADING_SILENT_SECONDS = 60.0
 """While it starts: libraries may hold the interpreter lock for long as they load."""
+JOIN_SECONDS = 600.0
+"""How long a stage that is started by hand is waited for."""
+_CLOCK_SAMPLES = 16
+
+
+class ClockOffset:
+    """How far a stage's clock is ahead of the engine's: halfway through the quickest of the last round trips."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=_CLOCK_SAMPLES)
+        """(seconds of the round trip, offset)"""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self._samples)
+
+    @property
+    def seconds(self) -> float:
+        """Wrong by half of the quickest round trip at most."""
+        return min(self._samples)[1] if self._samples else 0.0
+
+    def observe(self, pong: ClockPong, now: float) -> None:
+        """A round trip ended at ``now`` on the engine's clock."""
+        self._samples.append((now - pong.sent_at, pong.answered_at - (pong.sent_at + now) / 2))
 
 
 @dataclass(slots=True)
@@ -25,40 +51,53 @@ class StageRecord:
     """One stage of one start. Owned by the output thread."""
 
     index: int
+    heard_at: float
+    """When it was last heard of, or started."""
     process: StageProcess | None = None
     """``None`` for one that was started by hand, elsewhere."""
+    control: ControlSocket | None = None
     identity: bytes | None = None
     """Of its control connection; ``None`` before it said hello."""
-    heard_at: float = 0.0
     progress: tuple[int, int] | None = None
     info: ModelInfo | None = None
-    address: str = ""
+    addresses: list[str] = field(default_factory=list)
     memory: str = ""
     ready: bool = False
-    executing: Heartbeat | None = None
+    beat: Heartbeat | None = None
     """Its last heartbeat."""
+    clock: ClockOffset | None = None
+    """``None`` for a process of this host: its clock is the engine's."""
+
+    def say(self, message: Message) -> None:
+        assert self.control is not None and self.identity is not None, "it said hello"
+        self.control.send(self.identity, message)
+
+    def ask_time(self, now: float) -> None:
+        """Begin a round trip, where its clock is another one. That also tells it that the engine is there."""
+        if self.clock is not None:
+            self.say(ClockPing(now))
 
     def ailment(self, now: float, *, serving: bool, patience: float) -> str | None:
         """Why the stage is to be given up; ``None`` while there is hope.
 
         ``patience`` is how many seconds one step may take.
         """
-        if self.identity is None:
-            return None
         silent = now - self.heard_at
-        if self.process is None:
-            if silent > REMOTE_SILENT_SECONDS and (serving or silent > LOADING_SILENT_SECONDS):
+        if self.identity is None:
+            if silent > (LOADING_SILENT_SECONDS if self.process is not None else JOIN_SECONDS):
+                return f"it did not join within {silent:.0f} s"
+        elif self.process is None:
+            if silent > (REMOTE_SILENT_SECONDS if serving else LOADING_SILENT_SECONDS):
                 return f"nothing was heard of it for {silent:.1f} s"
         elif silent > SILENT_SECONDS:
             if self.process.is_stopped:
                 return f"its process is stopped: nothing was heard of it for {silent:.1f} s"
             if silent > (STARVED_SECONDS if serving else LOADING_SILENT_SECONDS):
                 return f"nothing was heard of its process for {silent:.1f} s"
-        beat = self.executing
-        if serving and beat is not None and beat.step is not None:
-            seconds = beat.seconds + silent
+        if serving and self.beat is not None and self.beat.step is not None:
+            seconds = self.beat.seconds + silent
             if seconds > patience:
-                return f"it is stuck in step {beat.step} for {seconds:.1f} s"
+                return f"it is stuck in step {self.beat.step} for {seconds:.1f} s"
         return None
 
 
@@ -72,7 +111,7 @@ def combined_progress(records: Sequence[StageRecord]) -> tuple[int, int] | None:
 
 
 class StageTraceback(Exception):
-    """The traceback of an exception in a stage's process."""
+    """The traceback of an exception in a stage's process: the cause of the one raised here."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0].rstrip()}\n"""'
@@ -82,16 +121,14 @@ def error_of(index: int, failed: Failed) -> BaseException:
     """The exception that a stage reported, of its own type where that is one of ours or Python's."""
     message = f"stage {index}: {failed.message}"
     kind = getattr(errors, failed.kind, None) or getattr(builtins, failed.kind, None)
-    error: BaseException
+    error: BaseException = errors.EngineDeadError(message)
     if kind is errors.ConfigError and len(failed.arguments) == 3:
         error = errors.ConfigError(*failed.arguments)
         error.args = (message,)
     elif isinstance(kind, type) and issubclass(kind, Exception):
         try:
             error = kind(message)
-        except TypeError:
+        except TypeError:  # it is made from more than a message
             error = errors.EngineDeadError(message)
-    else:
-        error = errors.EngineDeadError(message)
     error.__cause__ = StageTraceback(failed.traceback)
     return error

@@ -1,0 +1,140 @@
+"""The main thread's loop of a stage process: receive, execute, hand on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from ..core.step import StepPlan, StepResult
+from .control_link import ControlLink
+from .links import Inbound, Outbound, PeerError, Received
+from .stage import Stage, StageOutput
+from .tensors import describe_tensor, tensor_bytes, tensor_from
+from .wire import (
+    Fed,
+    Kind,
+    OutputHead,
+    PlanBounds,
+    WireError,
+    decode_fed,
+    decode_output_head,
+    decode_plan,
+    encode_fed,
+    encode_output_head,
+    encode_result,
+)
+
+
+@dataclass(slots=True)
+class _Work:
+    plan: StepPlan
+    frames: list[Any]
+    """The plan as it came."""
+    received: StageOutput | None
+
+
+class StageRunner:
+    """Runs one stage on what its inbound socket brings.
+
+    ``ring`` is the last stage's way back to the first, where sampled tokens are fed; ``None`` for every other stage.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        inbound: Inbound,
+        outbound: Outbound,
+        ring: Outbound | None,
+        bounds: PlanBounds,
+        link: ControlLink,
+    ) -> None:
+        self._stage, self._inbound, self._outbound, self._ring = stage, inbound, outbound, ring
+        self._bounds, self._link = bounds, link
+        self._held: deque[_Work] = deque()
+        """Plans made ahead of tokens that have not been fed yet, and those behind them."""
+
+    def serve(self) -> None:
+        """Until the stage is told to stop. Raises for what no stage can go on after."""
+        poller = zmq.Poller()
+        poller.register(self._inbound.socket, zmq.POLLIN)
+        poller.register(self._link.stop_fd, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if self._link.stop_fd in ready:
+                return
+            received = self._inbound.receive()
+            if received is not None:
+                try:
+                    self._take(received)
+                except PeerError:
+                    raise
+                except WireError as error:
+                    raise PeerError(self._inbound.sender(received.kind), str(error)) from error
+                while self._held and self._stage.can_execute(self._held[0].plan):
+                    self._execute(self._held.popleft())
+
+    def _take(self, received: Received) -> None:
+        buffers = [frame.buffer for frame in received.frames]
+        if received.kind is Kind.PLAN:
+            self._held.append(self._work(received.frames, buffers))
+        elif received.kind is Kind.FED:
+            fed = decode_fed(_only(buffers), self._bounds)
+            try:
+                self._stage.feed(fed.step, fed.tokens)
+            except (KeyError, IndexError, ValueError) as error:
+                raise WireError(f"{len(fed.tokens)} tokens of step {fed.step} are not what is awaited") from error
+        elif received.kind is Kind.RING:
+            self._outbound.send(Kind.PROBE, [b"back"])
+        else:
+            self._pass_probe(bytes(_only(buffers)))
+
+    def _work(self, frames: list[Any], buffers: list[memoryview]) -> _Work:
+        if len(frames) != (2 if self._stage.index == 0 else 4):
+            raise WireError(f"a plan of {len(frames)} frames")
+        plan = decode_plan(buffers[0], buffers[1], self._bounds)
+        if self._stage.index == 0:
+            return _Work(plan, frames, None)
+        head = decode_output_head(buffers[2])
+        if len(head.busy) != self._stage.index:
+            raise WireError(f"{len(head.busy)} times of {self._stage.index} stages")
+        hidden = None if head.error is not None else tensor_from(buffers[3], head, plan.num_tokens)
+        return _Work(plan, frames[:2], StageOutput(hidden, head.busy, head.error))
+
+    def _execute(self, work: _Work) -> None:
+        self._link.executing = (work.plan.step, time.monotonic())
+        output = self._stage.execute(work.plan, work.received)
+        if isinstance(output, StepResult):
+            if self._ring is not None:
+                self._ring.send(Kind.FED, [encode_fed(Fed(output.step, output.tokens))])
+            self._outbound.send(Kind.RESULT, [encode_result(output)])
+        else:
+            self._outbound.send(Kind.PLAN, [*work.frames, *_output_frames(output)])
+        self._link.executing = None
+
+    def _pass_probe(self, round: bytes) -> None:
+        """A probe passes every link: where there is a ring it goes round once more before it ends at the engine."""
+        if self._ring is not None and round == b"out":
+            self._ring.send(Kind.RING, [])
+        else:
+            self._outbound.send(Kind.PROBE, [round])
+
+
+def _output_frames(output: StageOutput) -> list[Any]:
+    if output.hidden is None:
+        return [encode_output_head(OutputHead(output.busy, output.error)), b""]
+    library, dtype, shape = describe_tensor(output.hidden)
+    # The frame is a copy, since the stage may overwrite its own buffer while this one is still being written out.
+    return [
+        encode_output_head(OutputHead(output.busy, None, library, dtype, shape)),
+        tensor_bytes(output.hidden),
+    ]
+
+
+def _only(buffers: list[memoryview]) -> memoryview:
+    if len(buffers) != 1:
+        raise WireError(f"{len(buffers)} frames where one is due")
+    return buffers[0]
