@@ -148,16 +148,25 @@ def test_new_stages_hear_nothing_of_the_dead() -> None:
     assert (plan.finished_ids, plan.paused_ids, plan.resumed_ids) == ([], [], [0, 2])
 
 
-def test_the_gap_between_tokens_is_not_counted_across_a_death() -> None:
-    driver = driver_at("decoding")
+def test_no_gap_between_tokens_is_counted_from_before_a_death() -> None:
+    """A decode that moves to a queue which was last heard of before the death."""
+    driver = CoreDriver(num_queues=2)
+    for prompt in ([1, 2, 3], [4, 5, 6]):
+        driver.add(prompt, 8)
+        driver.schedule()
+    driver.retire()
+    driver.retire()
+    driver.abort(1)
     driver.die()
     driver.come_back()
-    for _ in range(5):
-        driver.schedule()
-        result = driver.results.popleft()
-        retired = driver.core.retire(result, driver.now + 0.5)
-        assert retired is not None
-        assert retired.since_last is None or retired.since_last <= 1.0
+    driver.step()
+    request = driver.requests[0]
+    assert request.queue is not None
+    driver.core.table.move(request, 1 - request.queue)
+    driver.schedule()
+    retired = driver.core.retire(driver.results.popleft(), driver.now + 0.5)
+    assert retired is not None
+    assert (retired.requests, retired.since_last) == ([request], None)
 
 
 # -- deaths in a row
