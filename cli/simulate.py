@@ -1,52 +1,179 @@
-"""``llm-engine simulate``: a workload on a virtual pipeline, as a table, JSON, a picture, a trace."""
+"""``llm-engine simulate``: a workload through a pipeline on a virtual clock; as a table, JSON, a picture, a trace."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.config import CacheConfig, EngineConfig, SchedulerConfig
+from ..core.errors import CapacityError
 from ..simulation.config import SimulationConfig
 from .settings import ENGINE_SETTINGS, SIMULATION_SETTINGS, resolve
+
+if TYPE_CHECKING:
+    from ..simulation.setup import Setup
+    from ..simulation.simulator import SimulationRun
 
 ENGINE_NAMES = (
     *(field.name for field in fields(SchedulerConfig)),
     *(field.name for field in fields(CacheConfig) if field.name != "kv_cache_memory"),
+    "pipeline_layer_partition",
     "dtype",
+    "max_model_len",
     "seed",
+    "trace",
+    "trace_steps",
 )
-"""Settings of an engine that mean something here."""
+"""Settings of an engine that mean the same here."""
+MOST_SPANS = 2_000_000
+"""Stage times that a trace or a picture is made of at most: a thousand stages would fill the memory."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Simulate, print the table, and write what was asked for; returns the exit code."""
     wanted = {**SIMULATION_SETTINGS, **{name: ENGINE_SETTINGS[name] for name in ENGINE_NAMES}}
     values = resolve(wanted, args)
-    simulation = SimulationConfig(**{name: values.pop(name) for name in list(values) if name in SIMULATION_SETTINGS})
-    engine = EngineConfig.of(**values)
+    simulation = SimulationConfig(**{name: values.pop(name) for name in SIMULATION_SETTINGS if name in values})
+    engine = EngineConfig.of(**values, pipeline_parallel_size=simulation.stages)
 
+    from ..metrics.step_trace import check_writable, write_trace
     from ..simulation.report import figures
     from ..simulation.setup import set_up
 
+    trace = engine.observability.trace
+    for path in (trace, args.json, args.plot):
+        if path is not None:
+            check_writable(path)
     setup = set_up(simulation, engine)
-    found: dict[str, Any] = figures(setup.simulator().run(setup.arrivals))
-    found["settings"] = {
-        **asdict(simulation),
-        **{name: getattr(part, name) for part in (engine.scheduler, engine.cache) for name in _names(part)},
-        "num_kv_blocks": setup.num_kv_blocks,
-        "block_size": setup.block_size,
-    }
+    kept = 0
+    if trace is not None or args.plot is not None:
+        kept = max(min(engine.observability.trace_steps, MOST_SPANS // simulation.stages), 1)
+    with _progress(len(setup.arrivals)) as on_finished:
+        found = setup.simulator(keep_stats=kept, on_finished=on_finished).run(setup.arrivals)
+    if not found.e2es:
+        raise CapacityError(f"nobody could be served: {found.failure}")
+    report = {**figures(found), "settings": settings_of(setup, found)}
+    _print(setup, report, found.failure)
     if args.json is not None:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
+            json.dump(report, file, indent=1)
             file.write("\n")
-    for name, value in found.items():
-        if name != "settings":
-            print(f"{name:20} {value}")
+    if trace is not None:
+        write_trace(trace, _metadata(setup, found), found.stats)
+    if args.plot is not None:
+        from ..metrics.timeline import plot_timeline
+
+        plot_timeline(found.stats, args.plot, title=_title(setup))
     return 0
 
 
-def _names(part: Any) -> list[str]:
-    return [field.name for field in fields(part) if field.name in ENGINE_NAMES]
+def settings_of(setup: Setup, run: SimulationRun) -> dict[str, Any]:
+    """Everything the figures depend on, defaults resolved."""
+    engine = setup.engine
+    said = {
+        name: getattr(part, name)
+        for part in (engine.scheduler, engine.cache, engine.model, engine.parallel)
+        for name in (field.name for field in fields(part))
+        if name in ENGINE_NAMES
+    }
+    link = setup.link
+    resolved = {
+        "rate": str(setup.simulation.rate) if math.isinf(setup.simulation.rate) else setup.simulation.rate,
+        "requests": len(setup.arrivals),
+        "layers_per_stage": list(setup.split),
+        "num_queues": run.num_queues,
+        "num_kv_blocks": setup.num_kv_blocks,
+        "block_size": setup.block_size,
+        "link_latency_us": 1e6 * link.latency,
+        "link_gbit": None if math.isinf(link.bandwidth) else 8e-9 * link.bandwidth,
+        "host_push_us": 1e6 * setup.host.push,
+        "host_retire_us": 1e6 * setup.host.retire,
+        **asdict(setup.limits),
+    }
+    return {**asdict(setup.simulation), **said, **resolved}
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
+    """A bar on a terminal, once it takes longer than a moment."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc="Simulating", total=total, unit="request", delay=1.0, dynamic_ncols=True, leave=False) as bar:
+
+        def on_finished(ended: int) -> None:
+            bar.update(ended - bar.n)
+
+        yield on_finished
+
+
+def _metadata(setup: Setup, run: SimulationRun) -> Any:
+    from ..core.version import __version__
+    from ..metrics.step_trace import TraceMetadata
+
+    return TraceMetadata(
+        version=__version__,
+        model=setup.simulation.model_shape,
+        scheduler=setup.engine.scheduler.scheduler,
+        num_stages=len(setup.split),
+        num_queues=run.num_queues,
+        layers_per_stage=setup.split,
+        limits=asdict(setup.limits),
+        simulated=True,
+    )
+
+
+def _title(setup: Setup) -> str:
+    simulation = setup.simulation
+    on = f"fitted from {simulation.fit}" if simulation.fit else f"{simulation.hardware}, link {setup.link_name}"
+    stages = "1 stage" if len(setup.split) == 1 else f"{len(setup.split)} stages"
+    return f"{simulation.model_shape}, {stages}, {on}, scheduler {setup.engine.scheduler.scheduler}, simulated"
+
+
+def _print(setup: Setup, report: dict[str, Any], failure: str | None) -> None:
+    from rich import box
+    from rich.console import Console, Group
+    from rich.table import Table
+
+    def table(*columns: str) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        made.add_column(columns[0], no_wrap=True)
+        for column in columns[1:]:
+            made.add_column(column, justify="right", no_wrap=True)
+        return made
+
+    whole = table("", "")
+    for name, text in _rows(setup, report):
+        whole.add_row(name, text)
+    latencies = table("seconds", "mean", "p50", "p90", "p99")
+    for name, key in (("time to first token", "ttft_s"), ("inter-token", "itl_s"), ("end to end", "e2e_s")):
+        latencies.add_row(name, *(f"{report[key][column]:.4g}" for column in ("mean", "p50", "p90", "p99")))
+    parts: list[Any] = [_title(setup), latencies, whole]
+    if failure is not None:
+        parts.append(f"{report['failed_requests']} requests failed; the first: {failure}")
+    Console(soft_wrap=True, highlight=False).print(Group(*parts))
+
+
+def _rows(setup: Setup, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    tokens, uneven, busy = report["micro_batch_tokens"], report["imbalance"], report["stage_busy"]
+    shown = ", ".join(f"{100 * ratio:.1f}" for ratio in busy)
+    if len(busy) > 8:
+        shown = f"{100 * min(busy):.1f} to {100 * max(busy):.1f}, mean {100 * sum(busy) / len(busy):.1f}"
+    usable = (setup.num_kv_blocks - 1) * setup.block_size
+    yield "makespan", f"{report['makespan_s']:.4g} s"
+    yield "output throughput", f"{report['output_throughput']:.1f} tokens/s"
+    yield "request throughput", f"{report['request_throughput']:.3g} /s"
+    yield "stages busy between fill and drain", f"{shown} %"
+    yield "bubble fraction", f"{100 * report['bubble_fraction']:.1f} %"
+    yield "micro-batch tokens, min / mean / max", f"{tokens['min']} / {tokens['mean']:.1f} / {tokens['max']}"
+    yield "imbalance of a revolution, p50 / max", f"{uneven['p50']:.2f} / {uneven['max']:.2f}"
+    yield "KV use, peak", f"{100 * report['kv_usage_peak']:.1f} % of {usable} tokens"
+    yield "preemptions", str(report["preemptions"])

@@ -29,6 +29,8 @@ LINKS = {
     "lan-10g": Link(50e-6, 10e9 / 8),
     # 16 lanes of 16 GT/s: 31.5 GB/s by the book, about 25 in copies from card to card.
     "pcie4": Link(10e-6, 25e9),
+    # Blocking zmq between two processes of one machine, copied in and out: docs/transport.md.
+    "ipc": Link(54e-6, 1.4e9),
     # An A100's 12 NVLink 3 links: 300 GB/s each way; the message still passes two processes.
     "nvlink": Link(5e-6, 300e9),
 }

@@ -2,142 +2,144 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.cost_model import StepShape
-from ..models.spec import ExpertSpec, ModelSpec
-from .hardware import Hardware
+from ..core.errors import CapacityError
+from ..models.layer_cost import embedding_seconds, head_seconds, layer_seconds
+from ..models.spec import LayerSpec, ModelSpec
+from .hardware import GIB, Hardware
+
+RESERVED_TOKENS = 2048
+"""Activations are reserved for so many tokens at most: a larger step computes its MLPs in pieces."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What a layer weighs, in numbers and not in bytes."""
-
-    shared_weights: int
-    """Read by every step and used by every token."""
-    experts: ExpertSpec | None
-    expert_weights: int
-    """Of one expert."""
-    kv_width: int
-    """Numbers cached for a token: keys and values."""
-    query_width: int
-    window: int | None
-
-    @classmethod
-    def of(cls, spec: ModelSpec, index: int) -> LayerShape:
-        layer, hidden = spec.layers[index], spec.hidden_size
-        attention = hidden * 2 * (spec.q_size + spec.kv_size)
-        experts = layer.experts
-        if experts is None:
-            dense, one = attention + 3 * hidden * spec.intermediate_size, 0
-        else:
-            dense, one = attention + hidden * experts.num_experts, 3 * hidden * experts.intermediate_size
-        return cls(dense, experts, one, 2 * spec.kv_size, spec.q_size, layer.window)
-
-    @property
-    def weights(self) -> int:
-        return self.shared_weights + (0 if self.experts is None else self.experts.num_experts * self.expert_weights)
-
-    def weights_read(self, num_tokens: int) -> float:
-        """By a step: of n experts, tokens that each take k at random leave n (1 - k/n)^tokens alone."""
-        if self.experts is None:
-            return self.shared_weights
-        n, k = self.experts.num_experts, self.experts.top_k
-        return self.shared_weights + self.expert_weights * n * (1.0 - (1.0 - k / n) ** num_tokens)
-
-    @property
-    def weights_used(self) -> int:
-        """By a token."""
-        return self.shared_weights + (0 if self.experts is None else self.experts.top_k * self.expert_weights)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RooflineCost:
-    """Seconds of a stage: its linears and its attention each take the longer of reading and computing.
+    """Seconds of a stage: linears and attention each take the longer of reading and computing where the device overlaps
+    the two, their sum elsewhere; with a fixed overhead per layer and per step (``models.layer_cost``).
 
-    Both as shares of the peaks, plus a fixed overhead per layer and per step. Left out: activations' own traffic, how
-    badly a matrix fits the tiles, clocks that fall with the heat.
+    Left out: how badly a matrix fits the tiles, clocks that fall with the heat, memory shared with other stages.
     """
 
+    spec: ModelSpec
     hardware: Hardware
-    layers: tuple[tuple[LayerShape, int], ...]
-    """Kinds of layers and how many of each."""
-    head_weights: int
-    """0 unless this is the last stage."""
+    layers: tuple[tuple[LayerSpec, int], ...]
+    """Kinds of layers, and how many of each."""
+    is_first: bool
+    is_last: bool
     itemsize: int
 
     def seconds(self, shape: StepShape) -> float:
-        hardware, size = self.hardware, self.itemsize
-        bandwidth = hardware.bandwidth * hardware.bandwidth_share
-        flops = hardware.flops * hardware.flops_share
-        total = hardware.step_overhead
+        spec, speed, size = self.spec, self.hardware.speed, self.itemsize
+        total = self.hardware.step_overhead
         for layer, count in self.layers:
-            read, computed = layer.weights_read(shape.num_tokens) * size, 2.0 * layer.weights_used * shape.num_tokens
-            linears = max(read / bandwidth, computed / flops)
-            cached, context = shape.kv_tokens, shape.context_tokens
-            if layer.window is not None:
-                cached = min(cached, shape.num_rows * layer.window + shape.num_tokens)
-                context = min(context, shape.num_tokens * layer.window)
-            read, computed = float(cached * layer.kv_width * size), 4.0 * context * layer.query_width
-            attention = max(read / bandwidth, computed / flops)
-            total += count * (linears + attention + hardware.layer_overhead)
-        if self.head_weights and shape.num_sampled:
-            total += max(self.head_weights * size / bandwidth, 2.0 * self.head_weights * shape.num_sampled / flops)
+            total += count * layer_seconds(spec, layer, shape, speed, size)
+        if self.is_first:
+            total += embedding_seconds(spec, shape, speed, size)
+        if self.is_last and shape.num_sampled:
+            total += head_seconds(spec, shape, speed, size)
         return total
 
 
-def stage_costs(spec: ModelSpec, split: list[int], hardware: Hardware, itemsize: int) -> list[RooflineCost]:
-    """Of every stage, for so many layers each."""
-    costs, first = [], 0
-    for stage, count in enumerate(split):
-        kinds: dict[LayerShape, int] = {}
-        for index in range(first, first + count):
-            layer = LayerShape.of(spec, index)
-            kinds[layer] = kinds.get(layer, 0) + 1
-        head = spec.vocab_size * spec.hidden_size if stage == len(split) - 1 else 0
-        costs.append(RooflineCost(hardware, tuple(kinds.items()), head, itemsize))
-        first += count
+def roofline_costs(spec: ModelSpec, split: Sequence[int], hardware: Hardware, itemsize: int) -> list[RooflineCost]:
+    """Of every stage, for so many layers each; stages that are alike share theirs."""
+    costs: list[RooflineCost] = []
+    made: dict[tuple[object, ...], RooflineCost] = {}
+    for stage, layers in enumerate(_layers_of(spec, split)):
+        kinds = tuple(Counter(layers).items())
+        is_first, is_last = stage == 0, stage == len(split) - 1
+        key = kinds, is_first, is_last
+        if key not in made:
+            made[key] = RooflineCost(spec, hardware, kinds, is_first, is_last, itemsize)
+        costs.append(made[key])
     return costs
 
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """Bytes of one stage."""
+    """What a stage holds, in bytes."""
 
+    usable: float
+    """The device's memory times the share that may be used."""
     weights: float
     activations: float
     runtime: float
     kv_per_token: float
 
-
-RESERVED_TOKENS = 2048
-"""A larger step computes its MLPs in pieces, so that no more tokens' activations are held at a time."""
+    @property
+    def left(self) -> float:
+        """For the cache."""
+        return self.usable - self.weights - self.activations - self.runtime
 
 
 def stage_memory(
-    spec: ModelSpec, split: list[int], hardware: Hardware, itemsize: int, budget: int
+    spec: ModelSpec, split: Sequence[int], hardware: Hardware, itemsize: int, max_num_batched_tokens: int, share: float
 ) -> list[StageMemory]:
-    """What every stage holds beside its cache, for steps of ``budget`` tokens, and what a token of cache takes."""
-    found, first = [], 0
-    tokens = min(budget, RESERVED_TOKENS)
+    """Of every stage. ``share`` of the memory may be used."""
+    found = []
     table = spec.vocab_size * spec.hidden_size
-    for stage, count in enumerate(split):
-        layers = [LayerShape.of(spec, index) for index in range(first, first + count)]
-        weights = sum(layer.weights for layer in layers)
-        is_last = stage == len(split) - 1
-        if stage == 0 or (is_last and spec.tie_embeddings):
-            weights += table
-        if is_last and not spec.tie_embeddings:
-            weights += table
-        # At the widest: the stream and its norm, gate, up and their product.
-        width = 2 * spec.hidden_size + 3 * spec.intermediate_size
+    # At the widest: the stream and its norm; gate, up and their product.
+    width = 2 * spec.hidden_size + 3 * max(spec.intermediate_size, *(_mlp_width(layer) for layer in spec.layers))
+    for stage, layers in enumerate(_layers_of(spec, split)):
+        weights = sum(num_weights(spec, layer) for layer in layers)
+        is_first, is_last = stage == 0, stage == len(split) - 1
+        weights += table * (is_first + is_last - (is_first and is_last and spec.tie_embeddings))
         found.append(
             StageMemory(
+                usable=hardware.memory * share,
                 weights=weights * itemsize,
-                activations=tokens * width * itemsize,
+                activations=min(max_num_batched_tokens, RESERVED_TOKENS) * width * itemsize,
                 runtime=hardware.runtime_memory,
-                kv_per_token=sum(layer.kv_width for layer in layers) * itemsize,
+                kv_per_token=2 * spec.kv_size * itemsize * len(layers),
             )
         )
+    return found
+
+
+def num_blocks_in_memory(stages: Sequence[StageMemory], hardware: Hardware, block_size: int) -> int:
+    """Blocks that fit on every stage. Raises ``CapacityError`` where a stage cannot hold its part of the model."""
+    least: int | None = None
+    for stage, memory in enumerate(stages):
+        blocks = int(memory.left * hardware.kv_share // (memory.kv_per_token * block_size))
+        if blocks < 2:
+            raise CapacityError(_does_not_fit(stage, stages, hardware))
+        least = blocks if least is None else min(least, blocks)
+    assert least is not None
+    return least
+
+
+def num_weights(spec: ModelSpec, layer: LayerSpec) -> int:
+    """Of one layer: its matrices."""
+    hidden = spec.hidden_size
+    attention = hidden * 2 * (spec.q_size + spec.kv_size)
+    if layer.experts is None:
+        return attention + 3 * hidden * spec.intermediate_size
+    experts = layer.experts
+    return attention + hidden * experts.num_experts * (1 + 3 * experts.intermediate_size)
+
+
+def _mlp_width(layer: LayerSpec) -> int:
+    return 0 if layer.experts is None else layer.experts.top_k * layer.experts.intermediate_size
+
+
+def _layers_of(spec: ModelSpec, split: Sequence[int]) -> list[tuple[LayerSpec, ...]]:
+    found, first = [], 0
+    for count in split:
+        found.append(spec.layers[first : first + count])
         first += count
     return found
+
+
+def _does_not_fit(stage: int, stages: Sequence[StageMemory], hardware: Hardware) -> str:
+    memory = stages[stage]
+    total = sum(each.weights for each in stages)
+    devices = "1 such device" if len(stages) == 1 else f"{len(stages)} such devices"
+    return (
+        f"{devices} cannot hold the model: its weights take {total / GIB:.1f} GiB, and stage {stage} would need "
+        f"{memory.weights / GIB:.2f} GiB for its part, {memory.activations / GIB:.2f} for activations and "
+        f"{memory.runtime / GIB:.2f} for the runtime, of {memory.usable / GIB:.2f} usable of its "
+        f"{hardware.memory / GIB:.0f} GiB, and at least two blocks of cache beside; take more stages or larger devices"
+    )

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import ConfigError
+from .config import SimulationConfig
+
+_PREFIX_MARK = 1 << 30
+"""Added to the first token of a shared prefix, so that it is nobody's own."""
+_LINE_KEYS = ("arrival_s", "input_len", "prompt_token_ids", "output_len")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,18 +26,52 @@ class Arrival:
     prompt_token_ids: Sequence[int]
     output_len: int
 
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and answer."""
+        return len(self.prompt_token_ids) + self.output_len
 
-def token_ids(request: int, length: int) -> list[int]:
-    """A prompt unlike every other one: its first token is its own, so no block of it is found in another's."""
-    return [1 + request, *([0] * (length - 1))] if length else []
+
+def describe(config: SimulationConfig, seed: int, max_len: int) -> list[Arrival]:
+    """The workload that the settings describe, in the order of arrival. The same for the same seed.
+
+    ``max_len`` is the longest prompt and answer together; drawn lengths are cut to it. Raises ``ConfigError``.
+    """
+    if config.workload is not None:
+        return read_workload(config.workload, max_len)
+    if config.lengths == "fixed" and config.input_len + config.output_len > max_len:
+        raise ConfigError(
+            "output_len", config.output_len, f"at most {max_len - config.input_len}: the context is {max_len} tokens"
+        )
+    if not 0 <= config.shared_prefix < config.input_len:
+        raise ConfigError("shared_prefix", config.shared_prefix, f"0 or more, below input_len, {config.input_len}")
+    rng = random.Random(seed)
+    times = poisson(config.requests, config.rate, rng)
+    arrivals = []
+    for index, at in enumerate(times):
+        input_len, output_len = config.input_len, config.output_len
+        if config.lengths == "lognormal":
+            input_len = max(lognormal(input_len, config.length_sigma, rng), config.shared_prefix + 1)
+            input_len = min(input_len, max_len - 1)
+            output_len = min(lognormal(output_len, config.length_sigma, rng), max_len - input_len)
+        prefix = min(config.shared_prefix, input_len - 1)
+        shared = _PREFIX_MARK + rng.randrange(config.prefix_groups) if prefix else None
+        arrivals.append(Arrival(at, prompt(index, input_len, prefix, shared), output_len))
+    return arrivals
 
 
-def fixed(
-    num_requests: int, input_len: int, output_len: int, *, rate: float = math.inf, seed: int = 0
-) -> list[Arrival]:
-    """All alike, at once or as a Poisson stream of ``rate`` requests a second."""
-    times = poisson(num_requests, rate, random.Random(seed))
-    return [Arrival(at, token_ids(index, input_len), output_len) for index, at in enumerate(times)]
+def fixed(num_requests: int, input_len: int, output_len: int) -> list[Arrival]:
+    """All alike and at once."""
+    return [Arrival(0.0, prompt(index, input_len), output_len) for index in range(num_requests)]
+
+
+def prompt(request: int, length: int, prefix: int = 0, shared: int | None = None) -> list[int]:
+    """A prompt unlike every other one but for its first ``prefix`` tokens, which begin with ``shared``.
+
+    A block is known by all tokens up to its end, so one token that is somebody's own sets all behind it apart.
+    """
+    own = [1 + request, *([0] * (length - prefix - 1))]
+    return own if shared is None else [shared, *([0] * (prefix - 1)), *own]
 
 
 def poisson(num_requests: int, rate: float, rng: random.Random) -> list[float]:
@@ -40,3 +83,62 @@ def poisson(num_requests: int, rate: float, rng: random.Random) -> list[float]:
         at += rng.expovariate(rate)
         times.append(at)
     return times
+
+
+def lognormal(mean: float, sigma: float, rng: random.Random) -> int:
+    """A length whose mean is ``mean`` and whose logarithm spreads by ``sigma``; 1 at least."""
+    return max(1, round(rng.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma)))
+
+
+def read_workload(path: str, max_len: int) -> list[Arrival]:
+    """A JSONL file: ``arrival_s`` (0 when absent), ``input_len`` or ``prompt_token_ids``, ``output_len``, a line each.
+
+    Empty lines are passed over. Raises ``ConfigError`` naming the line at fault, and ``OSError``.
+    """
+    arrivals = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                arrival = _arrival(json.loads(line), number)
+                if arrival.num_tokens > max_len:
+                    raise ValueError(f"its {arrival.num_tokens} tokens exceed the context of {max_len}")
+            except ValueError as error:
+                allowed = f"objects with {', '.join(_LINE_KEYS)}; line {number}: {error}"
+                raise ConfigError("workload", path, allowed) from error
+            arrivals.append(arrival)
+    if not arrivals:
+        raise ConfigError("workload", path, "a file with at least one request")
+    return sorted(arrivals, key=lambda arrival: arrival.at)
+
+
+def _arrival(values: Any, number: int) -> Arrival:
+    """Raises ``ValueError`` saying what is wrong."""
+    if not isinstance(values, dict):
+        raise ValueError(f"a {type(values).__name__}, not an object")
+    unknown = values.keys() - set(_LINE_KEYS)
+    if unknown:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+    at = values.get("arrival_s", 0.0)
+    if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < math.inf:
+        raise ValueError(f"arrival_s is {at!r}, not seconds of 0 or more")
+    token_ids = values.get("prompt_token_ids")
+    if (token_ids is None) == (values.get("input_len") is None):
+        raise ValueError("either input_len or prompt_token_ids is needed")
+    if token_ids is None:
+        token_ids = prompt(number, _length(values, "input_len"))
+    elif not isinstance(token_ids, list) or not token_ids or not all(_is_token(token) for token in token_ids):
+        raise ValueError("prompt_token_ids is not a list of token ids")
+    return Arrival(float(at), token_ids, _length(values, "output_len"))
+
+
+def _length(values: dict[str, Any], name: str) -> int:
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}, not a whole number of 1 or more")
+    return value
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
