@@ -57,6 +57,10 @@ class Executor(abc.ABC):
     with ``StepResult.error``. Slot and block changes of a plan are applied when it executes, not when it is pushed.
     """
 
+    step_patience: float = 30.0
+    """Seconds that one step may take on one stage before the stage counts as stuck, where that can be told. Set by the
+    output thread, as it learns what steps take."""
+
     @abc.abstractmethod
     def start(self) -> ExecutorInfo:
         """Start the stages and load the model; blocks. Raises what a stage raised, after stopping the others."""

@@ -124,7 +124,10 @@ class ZmqExecutor(Executor):
 
     def restart(self, epoch: int) -> None:
         with self._owning:
-            assert self._group is not None and self._group.failure is not None, "nothing to restart"
+            assert self._group is not None, "start comes first"
+            # Where it was the books that refused an answer, the stages themselves are well.
+            self._group.fail(self.num_stages - 1, "the engine gave it up")
+            self._told_failure = True
             self._wanted_epoch = epoch
 
     def shutdown(self) -> None:

@@ -16,6 +16,7 @@ from ...metrics.engine_metrics import EngineMetrics
 from ..delta import Delta
 from ..executors.base import Executor, ExecutorInfo, StageDied, StagesUp
 from ..retirement import UnexpectedResult
+from .patience import Patience
 from .recovery import StageRecovery
 from .reporting import deltas_of, record_finished, record_step, stats_of
 from .state import EngineState
@@ -51,6 +52,7 @@ class OutputThread:
         self._metrics, self._stats = metrics, stats
         self._at_end, self._at_exit = at_end, at_exit
         self._recovery = StageRecovery(executor, max_restarts=max_restarts, replay=replay)
+        self._patience: Patience | None = None
         self.started: Future[EngineState] = Future()
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
 
@@ -62,6 +64,8 @@ class OutputThread:
             self._executor.shutdown()
             self.started.set_exception(error)
             return
+        self._patience = Patience(state.core.limits.max_num_batched_tokens)
+        self._executor.step_patience = self._patience.seconds
         self.started.set_result(state)
         try:
             while self.collect_once(state, COLLECT_TIMEOUT):
@@ -105,6 +109,8 @@ class OutputThread:
             failures, state.core.resource_failures = state.core.resource_failures, []
             state.bump()
         self._stats.append(stats)
+        if self._patience is not None and self._patience.observe(stats):
+            self._executor.step_patience = self._patience.seconds
         self._deliver(state, [*deltas_of(retired, result, now), *retired.failed])
         record_step(self._metrics, retired, stats)
         if result.error is not None:

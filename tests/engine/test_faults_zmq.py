@@ -23,6 +23,7 @@ import pytest
 
 from llm_engine import LLM, FinishReason, RequestFailedError
 from llm_engine.engine.executors.zmq_executor import ZmqExecutor
+from llm_engine.engine.threads import patience
 from tests.engine.engines import SECONDS, await_state, greedy, tokens_of
 from tests.engine.stage_faults import MARK, await_gone, await_that, marked_processes, shared_memory
 from tests.toy_model_engine import expected_tokens
@@ -57,7 +58,7 @@ class Scene:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, folder: Path, moment: str, victim: int = 0, **settings: object
     ) -> None:
-        self.gate, self.victim = ProcessGate(folder), victim
+        self.gate, self.victim, self.monkeypatch = ProcessGate(folder), victim, monkeypatch
         tell_stages(monkeypatch, 2, {victim: ("tests.engine.stage_faults:sick", self.gate.told[1])})
         began = time.monotonic()
         self.llm = LLM(
@@ -89,6 +90,7 @@ class Scene:
 
     def strike(self, fault: str) -> None:
         if fault == "stuck":
+            self.monkeypatch.setattr(patience, "LEAST_SECONDS", 0.5)
             self.executor.step_patience = 0.5
         else:
             os.kill(self.pids[self.victim], SIGNALS[fault])
@@ -101,6 +103,7 @@ class Scene:
     def await_return(self) -> None:
         """As long as the first start took, and two seconds."""
         self.gate.open()
+        self.monkeypatch.setattr(patience, "LEAST_SECONDS", 30.0)
         self.executor.step_patience = 30.0
         await_that(lambda: self.engine.is_ready, self.start_seconds + 2.0, lambda: self.engine.unready_reason)
 
