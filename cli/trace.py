@@ -13,6 +13,9 @@ from ..core.trace import StepStats
 from ..metrics.pipeline_report import PipelineReport, Spread, report
 from ..metrics.step_trace import TraceFile, read_trace
 
+NARROWEST = 100
+"""Columns that the tables need at most."""
+
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables, and write what was asked for; returns the exit code."""
@@ -96,7 +99,9 @@ def _print(trace: TraceFile, found: PipelineReport) -> None:
     about = f"{steps}, {found.num_tokens} tokens, {loads} of {found.seconds:.3f} s in all"
     full = f"{found.full_seconds:.3f} s of it between fill and drain"
     tables = (_stages(found), _pipeline(found), _parts(found))
-    Console(soft_wrap=True, highlight=False).print(Group(_title(trace), f"{about}, {full}", *tables))
+    console = Console(soft_wrap=True, highlight=False)
+    console.width = max(console.width, NARROWEST)  # cut figures would be worse than wrapped lines
+    console.print(Group(_title(trace), f"{about}, {full}", *tables))
 
 
 def _table(title: str, *columns: str) -> Any:
@@ -157,9 +162,10 @@ def _row(table: Any, name: str, spread: Spread | None, text: Callable[[float | N
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    if seconds < 1e-3:
+    if seconds < 0.9995e-3:
         return f"{1e6 * seconds:.0f} µs"
-    return f"{1e3 * seconds:.2f} ms" if seconds < 1.0 else f"{seconds:.3f} s"
+    value, unit = (1e3 * seconds, "ms") if seconds < 0.9995 else (seconds, "s")
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
 
 
 def _percent(ratio: float | None) -> str:

@@ -95,7 +95,12 @@ class Load:
         for record in self.timed:
             came = last.get(record.queue)
             began = record.busy[0][0]
-            if came and before and self._seen(record) and record.num_decodes and not record.ahead and not came.failed:
+            if came and before and self._seen(record) and record.num_decodes and _waited_for(record, came):
                 waited = max(before.busy[0][1] - min(record.pushed_at, began), 0.0)
                 yield max(began - came.busy[-1][1] - waited, 0.0)
             last[record.queue] = before = record
+
+
+def _waited_for(record: StepStats, last: StepStats) -> bool:
+    """Whether the step could not have been decided before its queue's last one was done."""
+    return not record.ahead and not last.failed and record.booked_at >= last.busy[-1][1]

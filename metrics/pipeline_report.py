@@ -11,8 +11,8 @@ Pure functions over ``StepStats``; the same for a real run and a simulated one. 
 - A *revolution* is ``num_queues`` consecutive micro-batches. Its imbalance is the largest over the smallest, or over
   the mean, in tokens; counted after the first revolution of a load and before its drain.
 - *Host overhead*: from the last stage's end of a queue's step until the first stage begins that queue's next one, less
-  the time that one stood before a busy first stage. Only of steps with decodes that were not pushed ahead: they alone
-  had to wait for the step before.
+  the time that one stood before a busy first stage. Only of steps with decodes that were neither pushed ahead nor
+  otherwise before that end: they alone had to wait for it.
 - *Gap* of a stage: from the end of one step to the beginning of the next one, within a load.
 - *Hop*: from one stage's end to the next one's beginning, where the next one had been free already. The first is from
   the booking of the plan to the first stage.

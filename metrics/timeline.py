@@ -19,7 +19,7 @@ READABLE_STEPS = 40
 MOST_NAMED = 32
 """Stages that are named one by one."""
 DECODE, PREFILL, BUBBLE, HOST = "#4C78A8", "#F2A541", "#F7D4D4", "#8C8C8C"
-_LABEL_SHARE = 0.022
+_LABEL_SHARE = 0.015
 """Share of the width that a bar needs for its label."""
 
 
@@ -117,7 +117,9 @@ def _draw_lanes(axes: Any, shown: list[StepStats], num_stages: int, begin: float
         threads = {"schedule": [(r.began_at, r.booked_at) for r in shown]}
         threads["update"] = [(r.update_at, r.retired_at) for r in shown]
         for height, (name, spans) in zip((num_stages - 0.25, num_stages + 0.1), threads.items(), strict=True):
-            _add_bars(axes, [(x(b), height, x(e) - x(b), 0.25) for b, e in spans], HOST, {"linewidth": 0})
+            _add_bars(
+                axes, [(x(b), height, x(e) - x(b), 0.25) for b, e in spans], HOST, {"edgecolor": HOST, "linewidth": 0.7}
+            )
             ticks[height + 0.125] = name
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
     axes.set_ylim(num_stages + 0.5, -0.55)

@@ -189,6 +189,7 @@ def test_host_overhead_is_of_steps_that_had_to_wait_for_the_one_before() -> None
     assert report([first, step(2, (10.0, 20.0), began=1.0, ahead=True)]).host_overhead is None
     assert report([first, step(2, (15.0, 20.0), tokens=8, chunk=8)]).host_overhead is None
     assert report([first, step(2, (15.0, 20.0), queue=1)]).host_overhead is None
+    assert report([first, step(2, (15.0, 20.0), began=7.5)]).host_overhead is None, "booked before the end at 10"
     assert report([replace(first, failed=True), step(2, (15.0, 20.0))]).host_overhead is None
     assert report([first, step(2, (15.0, 20.0), after_idle=True)]).host_overhead is None
     assert report([first, step(2, (15.0, 20.0), tokens=8, chunk=7)]).host_overhead is not None
