@@ -39,13 +39,16 @@ def events_of(records: Iterable[StepStats]) -> Iterator[list[Event]]:
     origin = min(record.began_at for record in records)
     booked = sorted(record.booked_at for record in records)
     retired = sorted(record.retired_at for record in records)
+    ends: dict[int, int] = {}
 
     def at(seconds: float) -> int:
         return round((seconds - origin) * 1e9)
 
     def span(tid: int, cat: str, name: str, begin: float, end: float, args: Any) -> Event:
-        start = at(begin)
-        when = {"ts": start / 1e3, "dur": max(at(end) - start, 0) / 1e3}
+        # Of another host's stage the clock is known to some microseconds only, and spans that overlap are not drawn.
+        start = max(at(begin), ends.get(tid, 0))
+        ends[tid] = max(at(end), start)
+        when = {"ts": start / 1e3, "dur": (ends[tid] - start) / 1e3}
         return {"ph": "X", "pid": PID, "tid": tid, **when, "cat": cat, "name": name, "args": args}
 
     def counter(seconds: float, values: dict[str, float]) -> Event:

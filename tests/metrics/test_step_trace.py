@@ -100,6 +100,15 @@ def test_spans_of_one_track_follow_each_other(tmp_path: Path) -> None:
         assert all(after[0] >= before[1] - 1e-6 for before, after in itertools.pairwise(spans))
 
 
+def test_a_clock_that_jumps_back_makes_no_spans_overlap(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    records = [step(1, (3.0, 10.0)), step(2, (9.5, 20.0), began=6.0), step(3, (19.0, 19.5), began=16.0)]
+    write_trace(str(path), SHORT, records)
+    spans = [(begin, end) for begin, end, _ in spans_by_track(path)[FIRST_STAGE]]
+    assert spans == [(3e6, 10e6), (10e6, 20e6), (20e6, 20e6)]
+    assert read_trace(str(path)).records == records
+
+
 def test_times_are_microseconds_since_the_first_step_began(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     record = replace(
