@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit", action="store_true", help="print the speeds that meet the times best")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the times here")
     args = parser.parse_args(argv)
+    result: dict[str, Any] = {"when": time.strftime("%Y-%m-%d %H:%M"), "machine": machine.describe(), "models": {}}
     os.sched_setaffinity(0, {args.core})
     others = machine.OtherWork()
-    result: dict[str, Any] = {"when": time.strftime("%Y-%m-%d %H:%M"), "machine": machine.describe(), "models": {}}
     console = Console(width=None if sys.stdout.isatty() else 140)
     specs = {}
     for model in args.model:
