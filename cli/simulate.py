@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from ..simulation.setup import set_up
 
     trace = engine.observability.trace
-    for path in (trace, args.json, args.plot):
+    for name, path in (("trace", trace), ("json", args.json), ("plot", args.plot)):
         if path is not None:
-            check_writable(path)
+            check_writable(path, name)
     setup = set_up(simulation, engine)
     kept = 0
     if trace is not None or args.plot is not None:

@@ -117,8 +117,8 @@ def read_trace(path: str) -> TraceFile:
     return TraceFile(metadata, records)
 
 
-def check_writable(path: str) -> None:
-    """Raise ``ConfigError`` where no file can be written."""
+def check_writable(path: str, field: str = "trace") -> None:
+    """Raise ``ConfigError`` for the setting ``field`` where no file can be written."""
     try:
         if os.path.isdir(path) or not os.path.basename(path):
             raise IsADirectoryError(None, "it is a folder")
@@ -127,7 +127,7 @@ def check_writable(path: str) -> None:
             pass
         os.remove(temporary)
     except OSError as error:
-        raise ConfigError("trace", path, f"a file that can be written ({error.strerror})") from error
+        raise ConfigError(field, path, f"a file that can be written ({error.strerror})") from error
 
 
 class _Event(msgspec.Struct):

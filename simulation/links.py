@@ -42,7 +42,7 @@ def parse_link(text: str) -> Link:
         return LINKS[text]
     latency, comma, gbit = text.partition(",")
     try:
-        link = Link(float(latency) * 1e-6, float(gbit) * 1e9 / 8)
+        link = Link(float(latency) / 1e6, float(gbit) * 1e9 / 8)
     except ValueError:
         link = None
     if not comma or link is None or not 0 <= link.latency < math.inf or not link.bandwidth > 0:

@@ -1,0 +1,148 @@
+"""``llm-engine simulate``, in process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_engine.cli.main import main
+from llm_engine.metrics.pipeline_report import report
+from llm_engine.metrics.step_trace import read_trace
+
+SMALL = ["--requests", "24", "--input-len", "64", "--output-len", "16", "--scheduler", "greedy"]
+SPREAD = {"mean", "p50", "p90", "p99"}
+
+
+def simulate(tmp_path: Path, *words: str) -> dict[str, Any]:
+    target = tmp_path / "out.json"
+    assert main(["simulate", *SMALL, "--json", str(target), *words]) == 0
+    found: dict[str, Any] = json.loads(target.read_text(), parse_constant=pytest.fail)
+    return found
+
+
+def test_the_figures_have_the_names_that_are_published(tmp_path: Path) -> None:
+    found = simulate(tmp_path)
+    for key in ("ttft_s", "itl_s", "e2e_s"):
+        assert set(found[key]) == SPREAD
+        assert 0 < found[key]["p50"] <= found[key]["p90"] <= found[key]["p99"]
+    assert set(found["micro_batch_tokens"]) == {"min", "mean", "max"}
+    assert len(found["stage_busy"]) == 4
+    assert all(0 < ratio <= 1 for ratio in found["stage_busy"])
+    assert found["bubble_fraction"] == pytest.approx(1 - sum(found["stage_busy"]) / 4)
+    assert found["output_throughput"] == pytest.approx(24 * 16 / found["makespan_s"])
+    assert found["request_throughput"] == pytest.approx(24 / found["makespan_s"])
+    assert 0 < found["kv_usage_peak"] <= 1
+    assert found["preemptions"] == 0
+
+
+def test_every_setting_stands_beside_the_figures(tmp_path: Path) -> None:
+    told = simulate(tmp_path, "--link", "300,2.5", "--seed", "7", "--stages", "5", "--host-overhead-us", "100")
+    settings = told["settings"]
+    assert settings["model_shape"] == "llama-2-13b"
+    assert settings["layers_per_stage"] == [8, 8, 8, 8, 8]
+    assert settings["link_latency_us"] == pytest.approx(300)
+    assert settings["link_gbit"] == pytest.approx(2.5)
+    assert settings["host_push_us"] == pytest.approx(50)
+    assert settings["seed"] == 7
+    assert settings["rate"] == "inf"
+    assert settings["scheduler"] == "greedy"
+    assert settings["max_num_batched_tokens"] == 2048
+    assert settings["block_size"] == 64
+    assert settings["num_kv_blocks"] > 300
+    assert settings["num_queues"] >= 5
+
+
+def test_the_same_command_gives_the_same_figures(tmp_path: Path) -> None:
+    words = ("--lengths", "lognormal", "--rate", "5", "--seed", "3")
+    assert simulate(tmp_path, *words) == simulate(tmp_path, *words)
+
+
+def test_the_table_shows_what_the_file_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = simulate(tmp_path)
+    printed = capsys.readouterr().out
+    for text in ("makespan", "inter-token", "bubble fraction", "KV use, peak", "preemptions", "imbalance"):
+        assert text in printed
+    assert f"{found['makespan_s']:.4g} s" in printed
+    assert ", ".join(f"{100 * ratio:.1f}" for ratio in found["stage_busy"]) in printed
+
+
+def test_a_trace_reads_back_and_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    found = simulate(tmp_path, "--trace", str(path))
+    trace = read_trace(str(path))
+    assert trace.metadata.simulated
+    assert trace.metadata.layers_per_stage == (10, 10, 10, 10)
+    assert len(trace.records) == found["steps"]
+    traced = report(trace.records, num_queues=trace.metadata.num_queues)
+    assert list(traced.stage_busy) == pytest.approx(found["stage_busy"])
+    assert main(["trace", str(path)]) == 0
+
+
+def test_a_trace_of_many_steps_holds_the_last_ones(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    found = simulate(tmp_path, "--trace", str(path), "--trace-steps", "10")
+    steps = [record.step for record in read_trace(str(path)).records]
+    assert steps == list(range(found["steps"] - 9, found["steps"] + 1))
+
+
+def test_the_timeline_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "timeline.png"
+    simulate(tmp_path, "--plot", str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+
+
+def test_a_workload_from_a_file(tmp_path: Path) -> None:
+    load = tmp_path / "load.jsonl"
+    load.write_text('{"input_len": 10, "output_len": 3}\n{"arrival_s": 1.5, "input_len": 20, "output_len": 2}\n')
+    found = simulate(tmp_path, "--workload", str(load))
+    assert found["finished_requests"] == 2
+    assert found["output_tokens"] == 5
+    assert found["settings"]["requests"] == 2
+    assert found["makespan_s"] > 1.5
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--model-shape", "llama-9"], 2, "model_shape is 'llama-9'; allowed: llama-2-7b"),
+        (["--hardware", "abacus"], 2, "rtx-4070"),
+        (["--link", "rope"], 2, "LATENCY_US,GBIT"),
+        (["--scheduler", "gready"], 2, "greedy"),
+        (["--requests", "0"], 2, "requests is 0"),
+        (["--rate", "0"], 2, "rate is 0.0"),
+        (["--rate", "fast"], 2, "rate"),
+        (["--stages", "50"], 2, "40 layers"),
+        (["--stages", "2"], 1, "2 such devices cannot hold the model: its weights take 24.2 GiB"),
+        (["--num-kv-blocks", "2"], 1, "the cache has 1"),
+        (["--json", "/nowhere/at/all.json"], 2, "json is '/nowhere/at/all.json'; allowed: a file that can be written"),
+        (["--plot", "/nowhere/at/all.png"], 2, "plot is"),
+        (["--workload", "/nowhere/at/all"], 1, "No such file"),
+        (["--stagse", "4"], 2, "did you mean --stages"),
+        (["--output-len", "5000"], 2, "the context is 4096 tokens"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        ended = main(["simulate", *SMALL, *words])
+    except SystemExit as left:
+        ended = left.code
+    assert ended == code
+    told = capsys.readouterr()
+    assert said in told.err
+    assert told.err.count("\n") == 1
+    assert not told.out
+
+
+def test_a_short_run_shows_no_bar_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    simulate(tmp_path)
+    assert capsys.readouterr().err == ""
