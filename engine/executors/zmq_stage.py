@@ -83,17 +83,16 @@ class StageRecord:
         ``patience`` is how many seconds one step may take.
         """
         silent = now - self.heard_at
+        if self.process is not None and silent > SILENT_SECONDS and self.process.is_stopped:
+            return f"its process is stopped: nothing was heard of it for {silent:.1f} s"
         if self.identity is None:
             if silent > (LOADING_SILENT_SECONDS if self.process is not None else JOIN_SECONDS):
                 return f"it did not join within {silent:.0f} s"
         elif self.process is None:
             if silent > (REMOTE_SILENT_SECONDS if serving else LOADING_SILENT_SECONDS):
                 return f"nothing was heard of it for {silent:.1f} s"
-        elif silent > SILENT_SECONDS:
-            if self.process.is_stopped:
-                return f"its process is stopped: nothing was heard of it for {silent:.1f} s"
-            if silent > (STARVED_SECONDS if serving else LOADING_SILENT_SECONDS):
-                return f"nothing was heard of its process for {silent:.1f} s"
+        elif silent > (STARVED_SECONDS if serving else LOADING_SILENT_SECONDS):
+            return f"nothing was heard of its process for {silent:.1f} s"
         if serving and self.beat is not None and self.beat.step is not None:
             seconds = self.beat.seconds + silent
             if seconds > patience:

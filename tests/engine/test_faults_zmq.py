@@ -223,13 +223,16 @@ def test_an_answer_that_only_the_books_refuse_is_a_death(make_scene: Callable[..
     scene.check_idle()
 
 
-def test_a_stage_killed_while_it_starts_again_is_another_death(make_scene: Callable[..., Scene]) -> None:
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_stage_struck_while_it_starts_again_is_another_death(
+    make_scene: Callable[..., Scene], blow: signal.Signals
+) -> None:
     scene = make_scene("decode")
     old = scene.pids
     os.kill(old[0], signal.SIGKILL)
     scene.await_outage()
     await_that(lambda: not set(scene.pids) & set(old), SECONDS)
-    os.kill(scene.pids[1], signal.SIGKILL)
+    os.kill(scene.pids[1], blow)
     await_that(lambda: scene.engine.state.num_restarts == 2, NOTICED_SECONDS)
     scene.await_return()
     scene.check_answers()
