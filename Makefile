@@ -40,14 +40,14 @@ $(VENV)/.python:
 $(VENV)/.run: $(PINS) | $(VENV)/.python
 	@echo "==> installing llm-engine (torch is large: minutes the first time)"
 	@$(PIP) torch
-	@$(PIP) -e .
+	@$(PIP) -e '.[plot]'
 	@echo "==> compiling the CPU kernels"
 	@$(BIN)/python -m llm_engine.native
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
 	@echo "==> installing what the tests need"
-	@$(PIP) -e '.[test,dev]'
+	@$(PIP) -e '.[test,dev,plot]'
 	@touch $@
 
 clean:
