@@ -63,10 +63,10 @@ def test_speeds_are_found_again() -> None:
     assert "50 us a step beside" in found
     assert "met within 0.0%" in found
     for part in (
-        "weight_bytes=3.3e+10",
+        "weight_bytes=2.8e+10",
         "flops=2.6e+11",
-        "kv_bytes=2e+10",
-        "layer_seconds=7.5e-05",
-        "logit_seconds=1e-09",
+        "kv_bytes=1.8e+10",
+        "layer_seconds=6e-05",
+        "logit_seconds=8.5e-10",
     ):
         assert part in found
