@@ -1,7 +1,7 @@
 """Greedy tokens equal transformers' in float32: every architecture under every setting that must not change answers.
 
-The table is ``ARCHITECTURES`` x ``SETTINGS``. The quick suite runs every architecture once under the harshest setting,
-and every setting on Llama; the slow marker runs all of it.
+The table is ``ARCHITECTURES`` x ``SETTINGS`` and ``PROCESSES``. The quick suite runs every architecture once under the
+harshest setting, and every setting on Llama, of the processes some; the slow marker runs all of it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from .conftest import NUM_TOKENS, Case
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
 
 
+Proof = Callable[[LLM, list[Any]], bool]
+
+
 @dataclass(frozen=True)
 class Setting:
     """How the engine is set up, how the prompts are given, and what proves that the setting did something."""
@@ -27,7 +30,9 @@ class Setting:
     engine: dict[str, Any] = field(default_factory=dict)
     alone: bool = False
     twice: bool = False
-    proof: Callable[[LLM, list[Any]], bool] = lambda llm, outputs: True
+    again: bool = False
+    """Where memory is too scarce for a second round to find anything: the first prompt comes again by itself."""
+    proof: Proof = lambda llm, outputs: True
 
 
 def _paused(llm: LLM, outputs: list[Any]) -> bool:
@@ -44,18 +49,59 @@ def _chunked(llm: LLM, outputs: list[Any]) -> bool:
     )
 
 
+def _ahead(llm: LLM, outputs: list[Any]) -> bool:
+    return any(stats.ahead for stats in llm.get_stats())
+
+
+def _all_queues(llm: LLM, outputs: list[Any]) -> bool:
+    return {stats.queue for stats in llm.get_stats()} == set(range(len(llm.engine.state.core.table.queues)))
+
+
+def _both(*proofs: Proof) -> Proof:
+    return lambda llm, outputs: all(proof(llm, outputs) for proof in proofs)
+
+
+def stages(count: int, executor: str = "inproc") -> dict[str, Any]:
+    """So many of them, a thread or a process each."""
+    return {"pipeline_parallel_size": count, "executor": executor}
+
+
 CHUNKS = {"chunk_unit": 1, "long_prefill_token_threshold": 7}
 SCARCE = {"num_kv_blocks": 60, "block_size": 8, "max_num_batched_tokens": 48}
+SPREAD = {"max_num_batched_tokens": 64}
+"""So little that every running queue gets some of the requests."""
 SETTINGS = {
-    "alone": Setting(alone=True),
-    "batch": Setting(),
-    "chunks-of-7": Setting(CHUNKS, proof=_chunked),
+    "alone": Setting(alone=True, proof=_ahead),
+    "batch": Setting(proof=_ahead),
+    "no-look-ahead": Setting({"schedule_ahead": False}, proof=lambda llm, outputs: not _ahead(llm, outputs)),
+    "chunks-of-7": Setting(CHUNKS, proof=_both(_chunked, _ahead)),
     "prefix-hit": Setting({"block_size": 4}, twice=True, proof=_hit),
-    "preemption": Setting(SCARCE, proof=_paused),
-    "2-stages": Setting({"pipeline_parallel_size": 2}),
-    "3-stages": Setting({"pipeline_parallel_size": 3}),
-    "everything": Setting({**CHUNKS, **SCARCE, "pipeline_parallel_size": 3}, twice=True, proof=_paused),
+    "preemption": Setting(SCARCE, proof=_both(_paused, _ahead)),
+    "balanced": Setting({"scheduler": "balanced"}, proof=_ahead),
+    **{
+        f"{count}-queues": Setting({"num_queues": count, **SPREAD}, proof=_both(_all_queues, _ahead))
+        for count in (2, 3, 4)
+    },
+    "2-stages": Setting({**stages(2), **SPREAD}, proof=_ahead),
+    "3-stages": Setting({**stages(3), **SPREAD}, proof=_ahead),
+    "4-stages": Setting({**stages(4), **SPREAD}, proof=_ahead),
+    "3-stages-no-look-ahead": Setting({**stages(3), **SPREAD, "schedule_ahead": False}),
+    "1-queue-on-2-stages": Setting({**stages(2), "num_queues": 1}),
+    "4-queues-on-2-stages": Setting({**stages(2), "num_queues": 4, **SPREAD}, proof=_both(_all_queues, _ahead)),
+    "balanced-3-stages": Setting({**stages(3), "scheduler": "balanced"}, proof=_ahead),
+    "everything": Setting({**CHUNKS, **SCARCE, **stages(3)}, twice=True, proof=_paused),
 }
+"""Stages are threads here: a model loads in a moment."""
+PROCESSES = {
+    f"zmq-{count}{'' if ahead else '-no-look-ahead'}": Setting(
+        {**CHUNKS, **SCARCE, **stages(count, "zmq"), "scheduler": "balanced", "schedule_ahead": ahead},
+        again=True,
+        proof=_both(_paused, _hit),
+    )
+    for count in (1, 2, 3, 4)
+    for ahead in (True, False)
+}
+"""Stages are processes, which take seconds to start: one engine cuts prompts up, pauses and finds prefixes."""
 
 
 SCARCER = {"mistral": 12}
@@ -67,13 +113,14 @@ def check(case: Case, setting: Setting) -> None:
     if settings["num_kv_blocks"] == SCARCE["num_kv_blocks"]:
         settings["num_kv_blocks"] = SCARCER.get(case.architecture, settings["num_kv_blocks"])
     with LLM(str(case.path), **settings) as llm:
-        for _ in range(2 if setting.twice else 1):
-            if setting.alone:
-                outputs = [llm.generate(prompt, GREEDY, use_tqdm=False)[0] for prompt in case.prompts]
-            else:
-                outputs = llm.generate(case.prompts, GREEDY, use_tqdm=False)
-            for output, answer in zip(outputs, case.answers, strict=True):
-                assert output.outputs[0].token_ids == answer
+        rounds = [[prompt] for prompt in case.prompts] if setting.alone else [case.prompts]
+        rounds = rounds * (2 if setting.twice else 1) + [case.prompts[:1]] * (2 if setting.again else 0)
+        answers = {tuple(prompt): answer for prompt, answer in zip(case.prompts, case.answers, strict=True)}
+        outputs = []
+        for prompts in rounds:
+            for output in llm.generate(prompts, GREEDY, use_tqdm=False):
+                assert output.outputs[0].token_ids == answers[tuple(output.prompt_token_ids)]
+                outputs.append(output)
         assert setting.proof(llm, outputs), "the setting did not do what it is here for"
 
 
@@ -87,8 +134,13 @@ def test_every_setting(setting: str, case_of: Callable[[str, int], Case]) -> Non
     check(case_of("llama-3", 16), SETTINGS[setting])
 
 
+@pytest.mark.parametrize("setting", ["zmq-3", "zmq-1-no-look-ahead"])
+def test_processes(setting: str, case_of: Callable[[str, int], Case]) -> None:
+    check(case_of("llama-3", 16), PROCESSES[setting])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [*SETTINGS, *PROCESSES])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_whole_table(architecture: str, setting: str, case_of: Callable[[str, int], Case]) -> None:
-    check(case_of(architecture, 16), SETTINGS[setting])
+    check(case_of(architecture, 16), {**SETTINGS, **PROCESSES}[setting])
