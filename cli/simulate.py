@@ -127,6 +127,8 @@ def _metadata(setup: Setup, run: SimulationRun) -> Any:
         num_queues=run.num_queues,
         layers_per_stage=setup.split,
         limits=asdict(setup.limits),
+        num_kv_blocks=setup.num_kv_blocks,
+        block_size=setup.block_size,
         simulated=True,
     )
 

@@ -22,6 +22,8 @@ def describe_run(core: EngineCore, info: ExecutorInfo, model_name: str) -> Trace
         num_queues=len(core.table.queues),
         layers_per_stage=info.layers_per_stage,
         limits=asdict(core.limits),
+        num_kv_blocks=info.num_kv_blocks,
+        block_size=info.block_size,
         num_cores=os.cpu_count(),
         started_at=time.time(),
         clock=time.monotonic(),

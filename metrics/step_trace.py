@@ -42,6 +42,9 @@ class TraceMetadata:
     """Empty where not known."""
     limits: Mapping[str, int | None] = field(default_factory=dict)
     """The scheduler's, by name."""
+    num_kv_blocks: int | None = None
+    """In the pool, the null block included."""
+    block_size: int | None = None
     num_cores: int | None = None
     """Of the engine's host."""
     started_at: float = 0.0

@@ -30,6 +30,20 @@ class Passage:
     """Its tokens are back at the host, and at the first stage."""
 
 
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Seconds between the parts of a real pipeline, as a trace shows them; none of them in a roofline."""
+
+    entry: float = 0.0
+    """From a push until the first stage can begin."""
+    entry_per_token: float = 0.0
+    turnaround: float = 0.0
+    """Between two steps of a stage that has the next one at hand."""
+    exit: float | None = None
+    """From the last stage's end until the host has the result; the link's latency when absent, if there is a link."""
+    exit_per_row: float = 0.0
+
+
 class Pipeline:
     """Stages that work for ``costs`` seconds a step, with a link behind each but the last, and one back to the first.
 
@@ -38,11 +52,18 @@ class Pipeline:
     """
 
     def __init__(
-        self, costs: Sequence[StageCost], link: Link = LINKS["none"], *, activation_bytes: float = 0.0
+        self,
+        costs: Sequence[StageCost],
+        link: Link = LINKS["none"],
+        *,
+        activation_bytes: float = 0.0,
+        delays: Delays | None = None,
     ) -> None:
         """``activation_bytes`` cross each link for each token of a step."""
         self.num_stages = len(costs)
         self.link = link
+        self._delays = delays or Delays()
+        self._back = link.latency if self.num_stages > 1 else 0.0
         # Most stages are alike: a step costs one call per kind of stage.
         self._kinds = list(dict.fromkeys(costs))
         self._kind_of = np.array([self._kinds.index(cost) for cost in costs])
@@ -63,27 +84,29 @@ class Pipeline:
 
         The first stage waits for the tokens of step ``feeds_from``, which comes back to it as to the host.
         """
+        delays = self._delays
+        at += delays.entry + delays.entry_per_token * shape.num_tokens
         if feeds_from is not None:
             at = max(at, self._fed_back_at[feeds_from])
         sending = self.link.transfer_seconds(shape.num_tokens * self._activation_bytes)
         seconds = [cost.seconds(shape) for cost in self._kinds]
         walk = self._walk if self.num_stages < _VECTORS_FROM else self._walk_vectors
         begins, ends = walk(seconds, sending, at)
-        result_at = ends[-1] + (self.link.latency if self.num_stages > 1 else 0.0)
-        self._fed_back_at[step] = result_at
-        return Passage(begins, ends, result_at)
+        self._fed_back_at[step] = ends[-1] + self._back
+        leaving = self._back if delays.exit is None else delays.exit
+        return Passage(begins, ends, ends[-1] + leaving + delays.exit_per_row * shape.num_rows)
 
     def forget(self, step: int) -> None:
         """No plan will feed from it any more."""
         del self._fed_back_at[step]
 
     def _walk(self, seconds: list[float], sending: float, at: float) -> tuple[Sequence[float], Sequence[float]]:
-        free, busy, latency = self._free, self._busy, self.link.latency
+        free, busy, latency, turnaround = self._free, self._busy, self.link.latency, self._delays.turnaround
         begins, ends = [], []
         for stage, kind in enumerate(self._kind_of.tolist()):
             begin = max(at, float(free[2 * stage]))
             end = begin + seconds[kind]
-            free[2 * stage] = end
+            free[2 * stage] = end + turnaround
             busy[stage] += end - begin
             begins.append(begin)
             ends.append(end)
@@ -104,6 +127,8 @@ class Pipeline:
         obstacles = self._free - reach
         obstacles[0] = max(float(obstacles[0]), at)
         begins = reach + np.maximum.accumulate(obstacles)
-        self._free = begins + service
+        ends = self._free = begins + service
         self._busy += service[::2]
-        return array("d", begins[::2].tobytes()), array("d", self._free[::2].tobytes())
+        passage = array("d", begins[::2].tobytes()), array("d", ends[::2].tobytes())
+        self._free[::2] += self._delays.turnaround
+        return passage

@@ -10,7 +10,7 @@ from llm_engine.core.cost_model import LinearCost, StepShape
 from llm_engine.core.errors import ConfigError
 from llm_engine.simulation import pipeline as module
 from llm_engine.simulation.links import LINKS, Link, parse_link
-from llm_engine.simulation.pipeline import Pipeline
+from llm_engine.simulation.pipeline import Delays, Pipeline
 from tests.simulation.pipelines import constant, shape
 
 
@@ -58,6 +58,18 @@ def test_costs_follow_the_shape() -> None:
     assert stages.push(1, StepShape(num_tokens=2, context_tokens=8), 0.0).result_at == 1.0 + 1.0 + 2.0
 
 
+def test_a_real_pipeline_also_loses_time_between_its_parts() -> None:
+    delays = Delays(entry=0.5, entry_per_token=0.25, turnaround=0.125, exit=2.0, exit_per_row=1.0)
+    stages = Pipeline([constant(1.0), constant(1.0)], Link(0.5, 1e12), delays=delays)
+    first, second = stages.push(1, shape(2), 0.0), stages.push(2, shape(2), 0.0)
+    assert (list(first.begins), list(first.ends)) == ([1.0, 2.5], [2.0, 3.5])
+    assert list(second.begins) == [2.125, 3.625]
+    assert first.result_at == 3.5 + 2.0 + 2 * 1.0
+    assert stages.busy_seconds == [2.0, 2.0]
+    # The ring is a link, and asks nothing of the host.
+    assert stages.push(3, shape(2), 0.0, feeds_from=2).begins[0] == 4.625 + 0.5
+
+
 PUSHES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=20)
 
 
@@ -66,13 +78,16 @@ PUSHES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, 
     costs=st.lists(st.integers(0, 9), min_size=2, max_size=6),
     latency=st.integers(0, 5),
     sending=st.integers(0, 3),
+    turnaround=st.integers(0, 2),
     pushes=PUSHES,
 )
 def test_many_stages_are_walked_as_few_are(
-    costs: list[int], latency: int, sending: int, pushes: list[tuple[int, int]]
+    costs: list[int], latency: int, sending: int, turnaround: int, pushes: list[tuple[int, int]]
 ) -> None:
     def made() -> Pipeline:
-        return Pipeline([constant(float(c)) for c in costs], Link(float(latency), 1.0), activation_bytes=float(sending))
+        delays = Delays(turnaround=float(turnaround))
+        stages = [constant(float(seconds)) for seconds in costs]
+        return Pipeline(stages, Link(float(latency), 1.0), activation_bytes=float(sending), delays=delays)
 
     one_by_one, at_once = made(), made()
     at = 0.0
