@@ -108,6 +108,22 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add(commands, "schedulers", "list schedulers and their parts", _schedulers)
 
+    stage = _add(commands, "stage", "run one pipeline stage on this host, for an engine on another one", _stage)
+    stage.add_argument("--join", metavar="ADDRESS", help="the engine's pipeline_address, tcp://HOST:PORT")
+    stage.add_argument("--index", type=int, metavar="N", help="which stage it is, from 0")
+    stage.add_argument("--pipeline-key", metavar="FILE", help="the key file that the engine has")
+    stage.add_argument("--model", metavar="DIR", help="the checkpoint's folder here; the engine's setting when absent")
+    stage.add_argument(
+        "--bind",
+        metavar="HOST",
+        help="this host's address as the others reach it; the one towards the engine when absent",
+    )
+    stage.add_argument("--cpus", metavar="LIST", help="CPUs to compute on (0-3,8); all when absent")
+    stage.add_argument(
+        "--cpu-threads", type=int, metavar="N", help="threads to compute with; torch's choice when absent"
+    )
+    stage.add_argument("--new-key", metavar="FILE", help="write a new key file, and that is all")
+
     trace = _add(commands, "trace", "report on a step trace: busy stages, bubbles, where a step's time goes", _trace)
     trace.add_argument("file", metavar="FILE", help="a trace that --trace or write_trace() wrote")
     trace.add_argument("--last", type=float, metavar="SECONDS", help="look at the end of it only")
@@ -208,6 +224,12 @@ def _schedulers(args: argparse.Namespace) -> int:
     from .schedulers import run
 
     return run()
+
+
+def _stage(args: argparse.Namespace) -> int:
+    from .stage import run
+
+    return run(args)
 
 
 def _trace(args: argparse.Namespace) -> int:

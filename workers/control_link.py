@@ -154,7 +154,7 @@ class ControlLink(threading.Thread):
                 poller.unregister(sys.stdin.fileno())
                 if os.getppid() != launch.parent_pid:
                     self._end_process(EXIT_DONE)
-                self._stop(StoppedError(EXIT_DONE))
+                self._end_with(StoppedError(EXIT_DONE))
             if self._wake_fd in ready:
                 os.eventfd_read(self._wake_fd)
             while not self._outbox.empty():
@@ -179,7 +179,7 @@ class ControlLink(threading.Thread):
         self._post(socket, Heartbeat(step, now - since))
         silent = 0.0 if self._heard_at is None else now - self._heard_at
         if self._launch.remote and silent > ENGINE_SILENT_SECONDS:
-            self._stop(StoppedError(EXIT_LOST, f"nothing was heard of the engine for {silent:.1f} s"))
+            self._end_with(StoppedError(EXIT_LOST, f"nothing was heard of the engine for {silent:.1f} s"))
 
     def _post(self, socket: zmq.Socket[Any], message: Message) -> None:
         socket.send_multipart([bytes.fromhex(self._launch.token), encode(message)], zmq.NOBLOCK)
@@ -201,10 +201,10 @@ class ControlLink(threading.Thread):
             elif isinstance(message, Serving):
                 self._die_with_parent()
             elif isinstance(message, Stop):
-                self._stop(StoppedError(EXIT_DONE if message.final else EXIT_LOST, message.reason))
+                self._end_with(StoppedError(EXIT_DONE if message.final else EXIT_LOST, message.reason))
             elif isinstance(message, Refused):
                 code = EXIT_FAILED if message.final else EXIT_LOST
-                self._stop(StoppedError(code, f"the engine refused this stage: {message.reason}"))
+                self._end_with(StoppedError(code, f"the engine refused this stage: {message.reason}"))
             else:
                 self._inbox.put(message)
 
@@ -213,7 +213,7 @@ class ControlLink(threading.Thread):
             self._failed_handshakes = self._failed_handshakes + 1 if failed else 0
         if self._failed_handshakes >= _MAX_HANDSHAKES or handshakes.is_refused:
             reason = f"the engine at {self._launch.control} does not accept this pipeline key: it has another one"
-            self._stop(StoppedError(EXIT_FAILED, reason))
+            self._end_with(StoppedError(EXIT_FAILED, reason))
 
     def _die_with_parent(self) -> None:
         """Every link stands and no socket file is left to clear away, so from now on the system may kill at once."""
@@ -221,7 +221,7 @@ class ControlLink(threading.Thread):
         if os.getppid() != self._launch.parent_pid:
             self._end_process(EXIT_DONE)
 
-    def _stop(self, stopped: StoppedError) -> None:
+    def _end_with(self, stopped: StoppedError) -> None:
         if self.stopped is None:
             self.stopped = stopped
             self._deadline = time.monotonic() + GRACE_SECONDS

@@ -54,7 +54,8 @@ def make_model_engine(setup: Setup, launch: Launch) -> ModelEngine:
         )
     from .torch_stage import make_torch_stage
 
-    return make_torch_stage(path, setup.config, setup.index, on_cuda=setup.on_cuda, num_threads=launch.num_threads)
+    num_threads = launch.num_threads or (setup.config.parallel.cpu_threads if launch.remote else None)
+    return make_torch_stage(path, setup.config, setup.index, on_cuda=setup.on_cuda, num_threads=num_threads)
 
 
 def checkpoint_folder(setup: Setup, launch: Launch) -> str:

@@ -41,6 +41,10 @@ def main() -> None:
     context: zmq.Context[Any] = zmq.Context()
     link = ControlLink(launch, context)
     logging.basicConfig(handlers=[LogToEngine(link)], level=launch.log_level, format="%(message)s")
+    if launch.remote:
+        here = logging.StreamHandler()
+        here.setFormatter(logging.Formatter(f"stage {launch.index}: %(message)s"))
+        logging.getLogger().addHandler(here)
     link.start()
     try:
         run(launch, link, context)

@@ -51,6 +51,11 @@ class StageProcess:
         return self._popen.pid
 
     @property
+    def exit_code(self) -> int | None:
+        """Negative for the signal that ended it; ``None`` while it lives."""
+        return self._popen.returncode
+
+    @property
     def pidfd(self) -> int | None:
         """Turns readable when the process ends; ``None`` where the system has no such thing, or it was seen."""
         return self._pidfd
@@ -109,7 +114,8 @@ class StageProcess:
 
 def _search_path() -> list[str]:
     """Where this process finds modules, for one that starts in no particular folder."""
-    return [path for path in (os.path.abspath(entry) for entry in sys.path) if os.pathsep not in path]
+    paths = dict.fromkeys(os.path.abspath(entry) for entry in sys.path)
+    return [path for path in paths if os.pathsep not in path]
 
 
 def _standard_error() -> int:
