@@ -26,6 +26,7 @@ class RequestMetrics:
     first_token: float | None = None
     last_token: float | None = None
     num_preemptions: int = 0
+    """Times it was computed again: it had been paused for want of memory, or its stages had died."""
 
 
 @dataclass(slots=True)
