@@ -41,3 +41,4 @@ class HandshakeMonitor:
 
     def close(self) -> None:
         self._watched.disable_monitor()
+        self.socket.close(0)

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class PipelineKey:
     """A CURVE key pair in Z85. Both ends use it: the server's public key and the only client's are the same."""
 
     public: str
-    secret: str
+    secret: str = field(repr=False)
 
     @property
     def token(self) -> bytes:
