@@ -84,6 +84,7 @@ def settings_of(setup: Setup, run: SimulationRun) -> dict[str, Any]:
     }
     link = setup.link
     resolved = {
+        "model_shape": setup.model,
         "rate": str(setup.simulation.rate) if math.isinf(setup.simulation.rate) else setup.simulation.rate,
         "requests": len(setup.arrivals),
         "layers_per_stage": list(setup.split),
@@ -121,7 +122,7 @@ def _metadata(setup: Setup, run: SimulationRun) -> Any:
 
     return TraceMetadata(
         version=__version__,
-        model=setup.simulation.model_shape,
+        model=setup.model,
         scheduler=setup.engine.scheduler.scheduler,
         num_stages=len(setup.split),
         num_queues=run.num_queues,
@@ -134,10 +135,9 @@ def _metadata(setup: Setup, run: SimulationRun) -> Any:
 
 
 def _title(setup: Setup) -> str:
-    simulation = setup.simulation
-    on = f"fitted from {simulation.fit}" if simulation.fit else f"{simulation.hardware}, link {setup.link_name}"
     stages = "1 stage" if len(setup.split) == 1 else f"{len(setup.split)} stages"
-    return f"{simulation.model_shape}, {stages}, {on}, scheduler {setup.engine.scheduler.scheduler}, simulated"
+    scheduler = setup.engine.scheduler.scheduler
+    return f"{setup.model}, {stages}, {setup.stages_are}, scheduler {scheduler}, simulated"
 
 
 def _print(setup: Setup, report: dict[str, Any], failure: str | None) -> None:

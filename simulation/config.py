@@ -13,7 +13,9 @@ from ..core.errors import ConfigError
 class SimulationConfig:
     """What runs on what, and who asks for it."""
 
-    model_shape: str = option("llama-2-13b", "a built-in shape, or a folder with a config.json; no weights are needed")
+    model_shape: str | None = option(
+        None, "a built-in shape, or a folder with a config.json; no weights are needed; llama-2-13b when absent"
+    )
     num_layers: int | None = option(None, "layers instead of the shape's own number")
     hardware: str = option("rtx-4070", "the device of every stage: a row of the table in docs/simulation.md")
     fit: str | None = option(None, "a step trace of a real run: what it cost there takes the hardware's place")

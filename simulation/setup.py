@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,12 @@ from ..core.stage_settings import check_split
 from ..engine.assembly import make_core, make_limits
 from ..engine.core import EngineCore
 from ..models.layer_cost import DECODE, PREFILL, layer_times
-from ..models.layer_split import NAMED_SPLITS
+from ..models.layer_split import NAMED_SPLITS, even_split
 from ..models.spec import ModelSpec
 from ..schedulers.limits import Limits
 from ..schedulers.registry import SchedulerFactory
 from .config import SimulationConfig
+from .fitted import Fitted, read_fit
 from .hardware import Hardware, find_hardware
 from .links import Link, parse_link
 from .model_shapes import find_shape
@@ -24,59 +26,52 @@ from .roofline import num_blocks_in_memory, roofline_costs, stage_memory
 from .simulator import HostCost, Simulator
 from .workload import Arrival, describe
 
+DEFAULT_SHAPE = "llama-2-13b"
 DEFAULT_LINK = "lan-1g"
 DEFAULT_HOST_OVERHEAD_US = 200.0
 ITEMSIZES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """What a run needs, every name resolved; makes simulators, any number of them."""
 
     simulation: SimulationConfig
     engine: EngineConfig
-    spec: ModelSpec
-    hardware: Hardware
+    arrivals: Sequence[Arrival]
     split: tuple[int, ...]
     """Layers of each stage."""
+    make_pipeline: Callable[[], Pipeline]
+    """Stages and links with nothing in them."""
+    link: Link
+    host: HostCost
+    on_cuda: bool
     num_kv_blocks: int
     """Block 0 included, which nobody gets."""
     block_size: int
     limits: Limits
-    link: Link
-    host: HostCost
-    arrivals: Sequence[Arrival]
+    sliding_window: int | None
+    model: str
+    stages_are: str
+    """Where the costs come from, in words."""
     make_scheduler: SchedulerFactory | None = None
 
-    @property
-    def link_name(self) -> str:
-        """As it was said."""
-        return self.simulation.link or DEFAULT_LINK
-
-    def core(self) -> EngineCore:
+    def make_core(self) -> EngineCore:
         """Books as an engine would have them."""
         return make_core(
             self.engine,
             num_kv_blocks=self.num_kv_blocks,
             block_size=self.block_size,
             num_stages=len(self.split),
-            on_cuda=self.hardware.on_cuda,
-            sliding_window=self.spec.sliding_window,
+            on_cuda=self.on_cuda,
+            sliding_window=self.sliding_window,
             make_scheduler=self.make_scheduler,
-        )
-
-    def pipeline(self) -> Pipeline:
-        """Stages and links with nothing in them."""
-        itemsize = ITEMSIZES[self.engine.model.dtype]
-        return Pipeline(
-            roofline_costs(self.spec, self.split, self.hardware, itemsize),
-            self.link,
-            activation_bytes=self.spec.hidden_size * itemsize,
         )
 
     def simulator(self, *, keep_stats: int = 0, on_finished: Callable[[int], None] | None = None) -> Simulator:
         """One run's worth; ``run(setup.arrivals)`` is left to say."""
-        return Simulator(self.core(), self.pipeline(), self.host, keep_stats=keep_stats, on_finished=on_finished)
+        core, pipeline = self.make_core(), self.make_pipeline()
+        return Simulator(core, pipeline, self.host, keep_stats=keep_stats, on_finished=on_finished)
 
 
 def set_up(
@@ -93,61 +88,150 @@ def set_up(
     they name.
     """
     simulation, engine = simulation or SimulationConfig(), engine or EngineConfig()
-    spec = find_shape(simulation.model_shape, simulation.num_layers)
-    hardware = find_hardware(simulation.hardware)
-    link = parse_link(simulation.link or DEFAULT_LINK)
-    itemsize = ITEMSIZES[engine.model.dtype]
-    split = _split(spec, hardware, itemsize, simulation.stages, engine.parallel.pipeline_layer_partition)
-    if arrivals is None:
-        arrivals = describe(simulation, engine.model.seed, engine.model.max_model_len or spec.max_positions)
-    block_size = engine.cache.block_size or (64 if hardware.on_cuda else 16)
-    limits = make_limits(engine, block_size, on_cuda=hardware.on_cuda)
-    if engine.cache.num_kv_blocks is not None:
-        num_blocks = engine.cache.num_kv_blocks
-    elif simulation.unlimited_kv:
-        num_blocks = 2 + sum(-(-arrival.num_tokens // block_size) for arrival in arrivals)
-    else:
-        share = engine.cache.gpu_memory_utilization if hardware.on_cuda else 1.0
-        stages = stage_memory(spec, split, hardware, itemsize, limits.max_num_batched_tokens, share)
-        num_blocks = num_blocks_in_memory(stages, hardware, block_size)
-    overhead = simulation.host_overhead_us
-    half = (DEFAULT_HOST_OVERHEAD_US if overhead is None else overhead) * 0.5e-6
-    setup = Setup(
-        simulation,
-        engine,
-        spec,
-        hardware,
-        split,
-        num_blocks,
-        block_size,
-        limits,
-        link,
-        HostCost(half, half),
-        arrivals,
-        make_scheduler,
-    )
+    make = _by_roofline if simulation.fit is None else _by_fit
+    setup = make(simulation, engine, arrivals, make_scheduler)
     _check_room(setup)
     return setup
 
 
-def _split(
+def _by_roofline(
+    simulation: SimulationConfig,
+    engine: EngineConfig,
+    arrivals: Sequence[Arrival] | None,
+    make_scheduler: SchedulerFactory | None,
+) -> Setup:
+    shape = simulation.model_shape or DEFAULT_SHAPE
+    spec = find_shape(shape, simulation.num_layers)
+    hardware = find_hardware(simulation.hardware)
+    link = parse_link(simulation.link or DEFAULT_LINK)
+    itemsize = ITEMSIZES[engine.model.dtype]
+    split = _split_by_time(spec, hardware, itemsize, simulation.stages, engine.parallel.pipeline_layer_partition)
+    if arrivals is None:
+        arrivals = describe(simulation, engine.model.seed, engine.model.max_model_len or spec.max_positions)
+    block_size = engine.cache.block_size or (64 if hardware.on_cuda else 16)
+    limits = make_limits(engine, block_size, on_cuda=hardware.on_cuda)
+    num_blocks = _told_blocks(simulation, engine, arrivals, block_size)
+    if num_blocks is None:
+        share = engine.cache.gpu_memory_utilization if hardware.on_cuda else 1.0
+        stages = stage_memory(spec, split, hardware, itemsize, limits.max_num_batched_tokens, share)
+        num_blocks = num_blocks_in_memory(stages, hardware, block_size)
+    costs = roofline_costs(spec, split, hardware, itemsize)
+    activation_bytes = spec.hidden_size * itemsize
+    return Setup(
+        simulation=simulation,
+        engine=engine,
+        arrivals=arrivals,
+        split=split,
+        make_pipeline=lambda: Pipeline(costs, link, activation_bytes=activation_bytes),
+        link=link,
+        host=_told_host(simulation) or _host_of(DEFAULT_HOST_OVERHEAD_US),
+        on_cuda=hardware.on_cuda,
+        num_kv_blocks=num_blocks,
+        block_size=block_size,
+        limits=limits,
+        sliding_window=spec.sliding_window,
+        model=shape,
+        stages_are=f"{simulation.hardware}, link {simulation.link or DEFAULT_LINK}",
+        make_scheduler=make_scheduler,
+    )
+
+
+def _by_fit(
+    simulation: SimulationConfig,
+    engine: EngineConfig,
+    arrivals: Sequence[Arrival] | None,
+    make_scheduler: SchedulerFactory | None,
+) -> Setup:
+    assert simulation.fit is not None
+    fitted = read_fit(simulation.fit)
+    split = _split_evenly(fitted, simulation, engine.parallel.pipeline_layer_partition)
+    if arrivals is None:
+        arrivals = describe(simulation, engine.model.seed, engine.model.max_model_len or fitted.max_model_len)
+    engine = fitted.with_its_limits(engine)
+    block_size = engine.cache.block_size or fitted.block_size
+    num_blocks = _told_blocks(simulation, engine, arrivals, block_size) or fitted.num_kv_blocks
+    link, activation_bytes = fitted.link, 1.0
+    if simulation.link is not None:
+        if simulation.model_shape is None:
+            raise ConfigError("link", simulation.link, "nothing beside a fit, unless model_shape tells the activations")
+        link = parse_link(simulation.link)
+        activation_bytes = find_shape(simulation.model_shape).hidden_size * ITEMSIZES[engine.model.dtype]
+    costs, delays = fitted.pipeline.costs(split), fitted.delays(len(split))
+    return Setup(
+        simulation=simulation,
+        engine=engine,
+        arrivals=arrivals,
+        split=split,
+        make_pipeline=lambda: Pipeline(costs, link, activation_bytes=activation_bytes, delays=delays),
+        link=link,
+        host=_told_host(simulation) or fitted.host,
+        on_cuda=fitted.on_cuda,
+        num_kv_blocks=num_blocks,
+        block_size=block_size,
+        limits=make_limits(engine, block_size, on_cuda=fitted.on_cuda),
+        sliding_window=None,
+        model=fitted.model,
+        stages_are=f"fitted to {simulation.fit} within {100 * fitted.pipeline.error:.1f} %",
+        make_scheduler=make_scheduler,
+    )
+
+
+def _host_of(microseconds: float) -> HostCost:
+    return HostCost(0.5e-6 * microseconds, 0.5e-6 * microseconds)
+
+
+def _told_host(simulation: SimulationConfig) -> HostCost | None:
+    return None if simulation.host_overhead_us is None else _host_of(simulation.host_overhead_us)
+
+
+def _told_blocks(
+    simulation: SimulationConfig, engine: EngineConfig, arrivals: Sequence[Arrival], block_size: int
+) -> int | None:
+    if engine.cache.num_kv_blocks is not None:
+        return engine.cache.num_kv_blocks
+    if simulation.unlimited_kv:
+        return 2 + sum(math.ceil(arrival.num_tokens / block_size) for arrival in arrivals)
+    return None
+
+
+def _told_split(num_layers: int, num_stages: int, partition: str | None) -> tuple[int, ...] | str:
+    """The numbers that were told, or the name of a split."""
+    if num_stages > num_layers:
+        raise ConfigError("stages", num_stages, f"at most the model's {num_layers} layers")
+    split = check_split(num_layers, num_stages, partition)
+    if num_stages == 1:
+        return (num_layers,)
+    return tuple(split) if isinstance(split, list) else split or "auto"
+
+
+def _split_by_time(
     spec: ModelSpec, hardware: Hardware, itemsize: int, num_stages: int, partition: str | None
 ) -> tuple[int, ...]:
     """As an engine would split it, by the times of this hardware."""
-    if num_stages > spec.num_layers:
-        raise ConfigError("stages", num_stages, f"at most the model's {spec.num_layers} layers")
-    split = check_split(spec.num_layers, num_stages, partition)
-    if isinstance(split, list):
-        return tuple(split)
-    if num_stages == 1:
-        return (spec.num_layers,)
+    split = _told_split(spec.num_layers, num_stages, partition)
+    if not isinstance(split, str):
+        return split
     decode, prefill = (layer_times(spec, shape, hardware.speed, itemsize) for shape in (DECODE, PREFILL))
-    return tuple(NAMED_SPLITS[split or "auto"](decode, prefill, num_stages))
+    return tuple(NAMED_SPLITS[split](decode, prefill, num_stages))
+
+
+def _split_evenly(fitted: Fitted, simulation: SimulationConfig, partition: str | None) -> tuple[int, ...]:
+    """As told; as in the trace; or by the times that were fitted."""
+    num_layers = fitted.pipeline.num_layers
+    split = _told_split(num_layers, simulation.stages, partition)
+    if not isinstance(split, str):
+        return split
+    if partition is None and simulation.stages == len(fitted.layers_per_stage):
+        return fitted.layers_per_stage
+    if split == "even":
+        return tuple(even_split(num_layers, simulation.stages))
+    decode, prefill = fitted.pipeline.layer_times(DECODE), fitted.pipeline.layer_times(PREFILL)
+    return tuple(NAMED_SPLITS[split](decode, prefill, simulation.stages))
 
 
 def _check_room(setup: Setup) -> None:
     """An engine refuses a request that the cache can never hold; so does a simulation, before it begins."""
-    kv = setup.core().kv
+    kv = setup.make_core().kv
     for index, arrival in enumerate(setup.arrivals):
         # The last token is sampled but never computed.
         needed = kv.peak_blocks(arrival.num_tokens - 1, setup.limits.max_num_batched_tokens)

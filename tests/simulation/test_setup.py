@@ -36,7 +36,7 @@ def made(engine: dict[str, Any] | None = None, **settings: Any) -> Setup:
 
 def test_the_defaults_are_the_headline() -> None:
     setup = made()
-    assert setup.spec is SHAPES["llama-2-13b"]
+    assert setup.model == "llama-2-13b"
     assert setup.split == (10, 10, 10, 10)
     assert 20_500 <= (setup.num_kv_blocks - 1) * setup.block_size <= 21_500
     assert len(setup.arrivals) == 256

@@ -1,0 +1,188 @@
+"""What is learnt from one trace predicts other mixes and other stage counts. The "real" runs here are simulations too,
+of a device whose costs the fit is not told, disturbed at random; the benchmark does the same with real engines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_engine.core.config import EngineConfig
+from llm_engine.core.cost_model import StepShape
+from llm_engine.core.errors import ConfigError
+from llm_engine.core.trace import StepStats
+from llm_engine.engine.assembly import make_core
+from llm_engine.metrics.step_trace import TraceMetadata, write_trace
+from llm_engine.simulation.config import SimulationConfig
+from llm_engine.simulation.delays import fit_delays
+from llm_engine.simulation.fit import FittedPipeline, fit
+from llm_engine.simulation.hardware import HARDWARE
+from llm_engine.simulation.links import Link
+from llm_engine.simulation.model_shapes import SHAPES
+from llm_engine.simulation.pipeline import Delays, Pipeline
+from llm_engine.simulation.roofline import roofline_costs
+from llm_engine.simulation.setup import set_up
+from llm_engine.simulation.simulator import HostCost, SimulationRun, Simulator
+from llm_engine.simulation.workload import Arrival, describe
+
+SPEC = replace(SHAPES["llama-2-7b"], layers=SHAPES["llama-2-7b"].layers[:12], hidden_size=768, intermediate_size=3072)
+CPU = HARDWARE["cpu-1core-avx512"]
+HOST = HostCost(150e-6, 100e-6, 1e-6, 2e-6)
+DELAYS = Delays(entry=150e-6, turnaround=200e-6, exit=120e-6, exit_per_row=3e-6)
+LINK = Link(200e-6, 1e6)
+
+
+class Disturbed:
+    """A cost that is off by some percent, and once in a while by much."""
+
+    def __init__(self, cost: Any, rng: random.Random) -> None:
+        self._cost, self._rng = cost, rng
+
+    def seconds(self, shape: StepShape) -> float:
+        wild = 2.0 if self._rng.random() < 0.01 else 1.0
+        return float(self._cost.seconds(shape)) * self._rng.lognormvariate(0.0, 0.05) * wild
+
+
+def workload(
+    requests: int, input_len: int, output_len: int, lengths: str = "lognormal", seed: int = 0
+) -> list[Arrival]:
+    config = SimulationConfig(requests=requests, input_len=input_len, output_len=output_len, lengths=lengths)
+    return describe(config, seed, 4096)
+
+
+def run(split: Sequence[int], arrivals: list[Arrival], *, noise: int | None = None) -> SimulationRun:
+    """What the device does."""
+    costs: list[Any] = list(roofline_costs(SPEC, split, CPU, 2))
+    if noise is not None:
+        rng = random.Random(noise)
+        costs = [Disturbed(cost, rng) for cost in costs]
+    return go(split, arrivals, Pipeline(costs, LINK, activation_bytes=1.0, delays=DELAYS), HOST)
+
+
+def predict(fitted: FittedPipeline, split: Sequence[int], arrivals: list[Arrival]) -> SimulationRun:
+    delays = fitted.delays
+    pipeline = Pipeline(fitted.costs(split), delays.link, activation_bytes=1.0, delays=delays.delays)
+    return go(split, arrivals, pipeline, delays.host)
+
+
+def go(split: Sequence[int], arrivals: list[Arrival], pipeline: Pipeline, host: HostCost) -> SimulationRun:
+    config = EngineConfig.of(scheduler="greedy", max_num_batched_tokens=512)
+    core = make_core(config, num_kv_blocks=20_000, block_size=16, num_stages=len(split), on_cuda=False)
+    return Simulator(core, pipeline, host, keep_stats=100_000).run(arrivals)
+
+
+@pytest.fixture(scope="module")
+def source() -> list[StepStats]:
+    return list(run((6, 6), workload(48, 150, 60), noise=1).stats)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize(
+    ("split", "arrivals"),
+    [
+        ((6, 6), workload(32, 64, 128, "fixed")),
+        ((6, 6), workload(32, 512, 16, "fixed")),
+        ((12,), workload(40, 200, 60, seed=2)),
+        ((12,), workload(32, 64, 128, "fixed")),
+        ((3, 3, 3, 3), workload(64, 150, 60, seed=3)),
+        ((3, 3, 3, 3), workload(32, 512, 16, "fixed")),
+        ((7, 5), workload(48, 150, 60, seed=4)),
+    ],
+)
+def test_other_mixes_and_stage_counts_are_predicted(
+    source: list[StepStats], split: tuple[int, ...], arrivals: list[Arrival]
+) -> None:
+    happened, predicted = run(split, arrivals, noise=2), predict(fit(source, (6, 6)), split, arrivals)
+    assert predicted.makespan == pytest.approx(happened.makespan, rel=0.06)
+    assert mean(predicted.ttfts) == pytest.approx(mean(happened.ttfts), rel=0.06)
+
+
+def test_layers_are_told_from_the_head() -> None:
+    fitted = fit(list(run((6, 6), workload(48, 150, 60)).stats), (6, 6))
+    assert fitted.error < 1e-3
+    one, two = fitted.costs((1, 11)), roofline_costs(SPEC, (1, 11), CPU, 2)
+    for num_tokens, sampled in ((8, 8), (24, 24), (512, 8)):
+        shape = StepShape(num_tokens, 200 * num_tokens, sampled, sampled, 200 * sampled)
+        for found, true in zip(one, two, strict=True):
+            assert found.seconds(shape) == pytest.approx(true.seconds(shape), rel=0.08)
+
+
+def test_delays_are_found_again() -> None:
+    found = fit_delays(list(run((6, 6), workload(48, 150, 60)).stats))
+    assert (found.host.push, found.host.push_per_row) == (pytest.approx(150e-6, rel=0.05), pytest.approx(1e-6, rel=0.1))
+    assert (found.host.retire, found.host.retire_per_row) == (pytest.approx(100e-6), pytest.approx(2e-6))
+    assert (found.hop, found.hop_per_token) == (pytest.approx(200e-6, rel=0.05), pytest.approx(1e-6, rel=0.1))
+    assert found.delays.entry == pytest.approx(150e-6, rel=0.05)
+    assert found.delays.turnaround == pytest.approx(200e-6, rel=0.05)
+    assert found.delays.exit == pytest.approx(120e-6, rel=0.05)
+
+
+def trace_file(tmp_path: Path, records: list[StepStats], **about: Any) -> str:
+    path = str(tmp_path / "trace.json")
+    known: dict[str, Any] = {
+        "version": "1",
+        "model": "m",
+        "scheduler": "greedy",
+        "num_stages": 2,
+        "num_queues": 2,
+        "layers_per_stage": (6, 6),
+        "limits": {"max_num_batched_tokens": 512},
+        "num_kv_blocks": 20_000,
+        "block_size": 16,
+    }
+    write_trace(path, TraceMetadata(**(known | about)), records)
+    return path
+
+
+def test_a_simulation_is_set_up_from_a_trace_file(tmp_path: Path, source: list[StepStats]) -> None:
+    path = trace_file(tmp_path, source)
+    engine = EngineConfig.of(scheduler="greedy")
+    setup = set_up(SimulationConfig(fit=path, stages=2, requests=32, input_len=64), engine)
+    assert setup.split == (6, 6)
+    assert (setup.num_kv_blocks, setup.block_size, setup.limits.max_num_batched_tokens) == (20_000, 16, 512)
+    happened = run((6, 6), workload(32, 64, 128, "fixed"))
+    assert setup.simulator().run(setup.arrivals).makespan == pytest.approx(happened.makespan, rel=0.06)
+    deeper = set_up(SimulationConfig(fit=path, stages=5, requests=32, input_len=64), engine)
+    assert sum(deeper.split) == 12
+    assert len(deeper.split) == 5
+
+
+def test_a_fit_may_have_another_link(tmp_path: Path, source: list[StepStats]) -> None:
+    path = trace_file(tmp_path, source)
+    with pytest.raises(ConfigError, match="model_shape"):
+        set_up(SimulationConfig(fit=path, stages=2, link="lan-1g"))
+    setup = set_up(SimulationConfig(fit=path, stages=2, link="lan-1g", model_shape="llama-2-7b", requests=4))
+    assert setup.link.latency == 200e-6
+
+
+@pytest.mark.parametrize(
+    ("about", "steps", "said"),
+    [
+        ({"layers_per_stage": ()}, 100, "layers"),
+        ({"num_kv_blocks": None}, 100, "pool"),
+        ({}, 19, "20 steps or more"),
+        ({"layers_per_stage": (4, 4, 4)}, 100, "20 steps or more"),
+    ],
+)
+def test_a_trace_that_tells_too_little_is_refused(
+    tmp_path: Path, source: list[StepStats], about: dict[str, Any], steps: int, said: str
+) -> None:
+    path = trace_file(tmp_path, source[:steps], **about)
+    with pytest.raises(ConfigError, match=said) as refused:
+        set_up(SimulationConfig(fit=path, stages=2))
+    assert refused.value.field == "fit"
+
+
+def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"fit is .*a step trace"):
+        set_up(SimulationConfig(fit=str(tmp_path / "other.json")))
+    with pytest.raises(FileNotFoundError):
+        set_up(SimulationConfig(fit=str(tmp_path / "none.json")))
