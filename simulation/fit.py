@@ -183,13 +183,13 @@ def _ridge(sizes: Array) -> Array:
     segments alike, and little that does not go with the layers."""
     wishes: list[Array] = []
     for at, knots in ((_TOKENS_AT + 1, TOKEN_KNOTS), (_HEAD_AT + 1, ROW_KNOTS)):
-        weight = 3e-3 * float(sizes[at : at + len(knots)].max())
+        weight = 3e-2 * float(sizes[at : at + len(knots)].max())
         for index in range(len(knots) - 1):
             wish = np.zeros(_NUM_COLUMNS)
             wish[at + index], wish[at + index + 1] = weight, -weight
             wishes.append(wish)
     weights = 1e-4 * sizes
-    weights[:_TOKENS_AT] = 3e-3 * sizes[:_TOKENS_AT]
+    weights[:_TOKENS_AT] = 3e-2 * sizes[:_TOKENS_AT]
     return np.vstack([*wishes, np.diag(weights)])
 
 
