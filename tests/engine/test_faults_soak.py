@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import functools
 import os
 import random
 import signal
@@ -25,6 +27,8 @@ __all__ = ["traces"]
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "300"))
 KILLS = int(os.environ.get("SOAK_KILLS", "20"))
+ANSWER_SECONDS = 120.0
+"""No request takes longer, outages included."""
 NUM_STAGES, NUM_CALLERS, NUM_ASKED = 3, 6, 200
 
 Asked = tuple[list[int], SamplingParams]
@@ -76,11 +80,11 @@ class Caller(threading.Thread):
     def ask(self, prompt: list[int], params: SamplingParams) -> list[int]:
         self.left = False
         if self.rng.random() < 0.5:
-            return tokens_of(self.llm.submit(prompt, params).result(120))
+            return tokens_of(self.llm.submit(prompt, params).result(ANSWER_SECONDS))
         tokens: list[int] = []
         leaves_at = self.rng.choice([None, None, self.rng.randint(1, 50)])
         with self.llm.stream(prompt, params) as stream:
-            for part in stream:
+            for part in iter(functools.partial(stream.next_delta, ANSWER_SECONDS), None):
                 tokens += part.outputs[0].token_ids
                 if len(tokens) == leaves_at and not part.finished:
                     self.left = True
@@ -92,6 +96,7 @@ class Caller(threading.Thread):
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 300)
 def test_random_kills_under_load(monkeypatch: pytest.MonkeyPatch, traces: str) -> None:
+    faulthandler.cancel_dump_traceback_later()  # the suite's, for tests that should take seconds
     seed = int(os.environ.get("SOAK_SEED", random.randrange(10**6)))
     print(f"SOAK_SEED={seed}")
     rng = random.Random(seed)
