@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -59,6 +60,16 @@ def make_stage(stage: int) -> ToyModelEngine:
 
 def failing(*numbers: int) -> OnForward:
     return fail_on(*numbers)
+
+
+def complaining() -> OnForward:
+    """Logs a warning at its first forward."""
+
+    def hook(number: int, batch: StageBatch) -> None:
+        if number == 0:
+            logging.getLogger("toy").warning("it is hot in here")
+
+    return hook
 
 
 class ProcessGate:

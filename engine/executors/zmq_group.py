@@ -169,6 +169,8 @@ class StageGroup:
         for stage in self.stages:
             if self.failure is None:
                 ended = stage.process.poll() if stage.process is not None else None
+                if ended is not None and stage.identity is None:
+                    ended += ", before it joined; its standard error says more"
                 ailment = ended or stage.ailment(now, serving=self.info is not None, patience=patience)
                 if ailment is not None:
                     self.fail(stage.index, ailment)

@@ -1,0 +1,56 @@
+"""Hooks for stages that send what they should not. Run in a stage's process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm_engine.core.step import StepResult
+from llm_engine.workers.batch import StageBatch
+from llm_engine.workers.links import Outbound
+from llm_engine.workers.wire import Kind, decode_result, encode_result
+from tests.toy_model_engine import OnForward
+
+_send = Outbound.send
+
+
+def lie(how: str) -> OnForward:
+    """From the first forward on every message is spoilt, in the way of that name."""
+
+    def hook(number: int, batch: StageBatch) -> None:
+        Outbound.send = globals()[how]  # type: ignore[method-assign]
+
+    return hook
+
+
+def noise(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    _send(self, kind, [b"\xc1 this is nothing" for _ in frames])
+
+
+def skip(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    self._next[kind] += 1
+    _send(self, kind, frames)
+
+
+def swallow(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    pass
+
+
+def no_hidden(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    _send(self, kind, [*frames[:-1], b""])
+
+
+def wrong_step(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    _spoil(self, kind, frames, lambda result: setattr(result, "step", 77))
+
+
+def wrong_tokens(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    _spoil(self, kind, frames, lambda result: setattr(result, "tokens", [10**6]))
+
+
+def _spoil(self: Outbound, kind: Kind, frames: Sequence[Any], change: Any) -> None:
+    if kind is Kind.RESULT:
+        result: StepResult = decode_result(frames[0])
+        change(result)
+        frames = [encode_result(result)]
+    _send(self, kind, frames)

@@ -1,0 +1,289 @@
+"""How stage processes start, and what becomes of a start that fails: at once, with the stage's own words, and nothing
+left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import zmq
+
+from llm_engine import LLM
+from llm_engine.core.config import EngineConfig
+from llm_engine.core.errors import ConfigError, EngineDeadError, ModelLoadError
+from llm_engine.engine.executors.inproc import InprocExecutor
+from llm_engine.engine.executors.registry import ExecutorSpec, make_executor, make_zmq
+from llm_engine.engine.executors.zmq_executor import ZmqExecutor
+from llm_engine.workers.model_engine import ModelInfo, Progress
+from llm_engine.workers.pipeline_key import new_key, write_key
+from tests.toy_model_engine import ToyModelEngine
+from tests.toy_stages import make_stage, tell_stages
+
+from .zmq_toys import SECONDS, check_tokens, children, files_in, stage_pids, toy_executor
+
+QUICKLY = 8.0
+"""Seconds a failing start may take on a machine that does other things too; interpreters have to start."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """For temporary files; the test leaves none there, and no process."""
+    path, before = tmp_path / "temporary", children()
+    path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    shared = set(os.listdir("/dev/shm"))
+    yield path
+    assert files_in(path) == []
+    assert children() == before
+    assert set(os.listdir("/dev/shm")) == shared
+
+
+class Unloadable(ToyModelEngine):
+    def load(self, progress: Progress | None = None) -> ModelInfo:
+        if self.stage == 1:
+            raise ModelLoadError("no such weight: toy.layers.7")
+        return super().load(progress)
+
+
+class Fatal(ToyModelEngine):
+    """Its process ends without a word."""
+
+    def load(self, progress: Progress | None = None) -> ModelInfo:
+        if self.stage == 1:
+            os._exit(23)
+        return super().load(progress)
+
+
+class Endless(ToyModelEngine):
+    def load(self, progress: Progress | None = None) -> ModelInfo:
+        if self.stage == 0:
+            threading.Event().wait(60)
+        return super().load(progress)
+
+
+class Sized(ToyModelEngine):
+    def load(self, progress: Progress | None = None) -> ModelInfo:
+        info = super().load(progress)
+        info.free_memory_bytes = 24 * 16 * 7 + self.stage
+        return info
+
+
+def test_a_stage_that_cannot_load_fails_the_start_with_its_own_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_stages(monkeypatch, 2, engine_class=Unloadable)
+    began = time.monotonic()
+    with pytest.raises(ModelLoadError, match="stage 1: no such weight: toy.layers.7") as caught:
+        LLM(model_engine=make_stage, pipeline_parallel_size=2, executor="zmq", num_kv_blocks=50)
+    assert time.monotonic() - began < QUICKLY
+    told = "".join(traceback.format_exception(caught.value))
+    assert "in load" in told and "test_zmq_start.py" in told and 'raise ModelLoadError("no such weight' in told
+
+
+def test_a_stage_that_dies_while_it_loads_fails_the_start_and_ends_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_stages(monkeypatch, 2, engine_class=Fatal)
+    with pytest.raises(EngineDeadError, match="stage 1 died: its process ended with exit code 23$"):
+        toy_executor().start()
+
+
+def test_a_process_that_cannot_even_start_fails_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(EngineDeadError, match="exit code 1, before it joined; its standard error says more"):
+        toy_executor().start()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(FileNotFoundError):
+        toy_executor().start()
+    monkeypatch.setattr(sys, "executable", None)
+    with pytest.raises(ConfigError, match="executor is 'zmq'; allowed: inproc"):
+        toy_executor().start()
+
+
+def test_what_a_stage_cannot_import_fails_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 2)
+    monkeypatch.setenv("TOY_STAGES", os.environ["TOY_STAGES"].replace("toy_model_engine", "nowhere"))
+    with pytest.raises(ModuleNotFoundError, match=r"stage [01]: No module named 'tests.nowhere'"):
+        toy_executor().start()
+
+
+def test_shutdown_from_another_thread_ends_a_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 2, engine_class=Endless)
+    executor = toy_executor()
+    raised: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            executor.start()
+        except EngineDeadError as error:
+            raised.append(error)
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    deadline = time.monotonic() + SECONDS
+    while executor._group is None or not any(stage.info is not None for stage in executor._group.stages):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    executor.shutdown()
+    starter.join(SECONDS)
+    assert "shut down while it started" in str(raised[0])
+
+
+# -- what it needs
+
+
+def test_an_unwritable_folder_for_temporary_files_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"TMPDIR is '.*/file'; allowed: a folder .* that can be written to"):
+        toy_executor().start()
+
+
+def test_a_path_too_long_for_socket_files_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(ConfigError, match=r"a path shorter by \d+ bytes"):
+        toy_executor().start()
+    assert files_in(long) == []
+
+
+def test_the_longest_path_that_is_allowed_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # /llm-engine-xxxxxxxx/results is 28 bytes
+    path = tmp_path / ("x" * (107 - 28 - len(str(tmp_path)) - 1))
+    path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    tell_stages(monkeypatch, 2)
+    with closing(Closing(toy_executor())) as it:
+        it.executor.start()
+        check_tokens(it.executor)
+
+
+class Closing:
+    def __init__(self, executor: ZmqExecutor) -> None:
+        self.executor = executor
+
+    def close(self) -> None:
+        self.executor.shutdown()
+
+
+def test_an_address_in_use_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    write_key(tmp_path / "key", new_key())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        executor = toy_executor(pipeline_address=address, pipeline_key=str(tmp_path / "key"), remote_stages="1")
+        with pytest.raises(ConfigError, match=f"pipeline_address is '{address}'; allowed: a free address.*in use"):
+            executor.start()
+    executor = toy_executor(
+        pipeline_address="tcp://192.0.2.1:5555", pipeline_key=str(tmp_path / "key"), remote_stages="1"
+    )
+    with pytest.raises(ConfigError, match="a free address of this host"):
+        executor.start()
+
+
+def test_more_stages_than_layers_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="pipeline_parallel_size is 99; allowed: at most"):
+        LLM(pipeline_parallel_size=99, executor="zmq")
+
+
+def test_a_factory_that_stages_cannot_import_is_refused_and_auto_keeps_it_here() -> None:
+    settings = {"pipeline_parallel_size": 2, "num_kv_blocks": 50}
+    spec = ExecutorSpec(EngineConfig.of(**settings), lambda stage: ToyModelEngine(stage, 2), block_size=4)
+    with pytest.raises(ConfigError, match="model_engine is .*lambda.*allowed: something a stage's process can import"):
+        make_zmq(spec)
+    assert isinstance(make_executor(spec), InprocExecutor)
+    assert isinstance(make_executor(ExecutorSpec(spec.config, make_stage, 4)), ZmqExecutor)
+    assert isinstance(make_executor(ExecutorSpec(EngineConfig.of(), make_stage, 4)), InprocExecutor)
+
+
+# -- what it comes to
+
+
+def test_the_pool_is_the_least_over_stages_that_share_a_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 3, engine_class=Sized)
+    executor = toy_executor(3, num_kv_blocks=None, block_size=16)
+    try:
+        assert executor.start().num_kv_blocks == 7
+    finally:
+        executor.shutdown()
+
+
+def test_one_progress_tells_of_all_stages_up_to_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 3)
+    reports: list[tuple[int, int]] = []
+    executor = toy_executor(3, progress=lambda done, total: reports.append((done, total)))
+    executor.start()
+    executor.shutdown()
+    assert reports[-1] == (300, 300)
+    assert all(done <= total for done, total in reports)
+
+
+def test_the_folder_is_private_while_stages_start_and_gone_when_they_serve(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_stages(monkeypatch, 2)
+    modes: list[int] = []
+    executor = toy_executor(progress=lambda done, total: modes.extend(p.stat().st_mode for p in folder.iterdir()))
+    executor.start()
+    assert files_in(folder) == []
+    assert {mode & 0o777 for mode in modes} == {0o700}
+    check_tokens(executor)
+    executor.shutdown()
+
+
+def test_strangers_at_the_sockets_are_dropped_while_stages_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_stages(monkeypatch, 2)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    sockets: list[zmq.Socket[bytes]] = []
+
+    def intrude(done: int, total: int) -> None:
+        if sockets:
+            return
+        (inside,) = folder.iterdir()
+        for name, kind in (("control", zmq.DEALER), ("results", zmq.PUSH), ("in-0", zmq.PUSH)):
+            stranger = context.socket(kind)
+            stranger.connect(f"ipc://{inside}/{name}")
+            for frames in ([b"garbage"], [b"0123456789abcdef", b"garbage"], [b"a", b"b", b"c", b"d"]):
+                stranger.send_multipart(frames)
+            sockets.append(stranger)
+
+    executor = toy_executor(progress=intrude)
+    with caplog.at_level(logging.WARNING):
+        executor.start()
+        check_tokens(executor)
+    executor.shutdown()
+    context.destroy(linger=0)
+    assert "a control message from a stranger was dropped" in caplog.text
+    assert "a message from a stranger was dropped" in caplog.text  # at the results
+    assert "stage 0: a message from a stranger was dropped" in caplog.text
+
+
+def test_a_stage_runs_apart_from_the_terminal_and_its_log_is_the_engines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_stages(monkeypatch, 1, {0: ("complaining",)})
+    executor = toy_executor(1)
+    executor.start()
+    (pid,) = stage_pids(executor)
+    assert os.getsid(pid) == pid
+    with open(f"/proc/{pid}/cmdline", encoding="utf-8") as command:
+        assert "token" not in command.read()
+    with caplog.at_level(logging.WARNING):
+        check_tokens(executor)
+        executor.collect(0.3)
+    executor.shutdown()
+    assert ("toy", logging.WARNING, "stage 0: it is hot in here") in caplog.record_tuples
