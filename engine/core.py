@@ -164,13 +164,10 @@ class EngineCore:
         """Enter a booked plan into the FIFO, before anybody pushes it."""
         queue = self.table.queues[plan.queue]
         self.table.enter(plan)
-        ending = queue.ending() if len(plan.decode_ids) else []
-        if ending and len(plan.decode_ids) < len(queue):
-            ending = sorted(set(ending).intersection(plan.decode_ids))
         requests = [self.table[request_id] for request_id in plan.sampled_ids]
         for request_id in plan.chunk_ids:
             self.table[request_id].num_in_flight += 1
-        self.in_flight.append(InFlight(plan, queue.generation, requests, ending, now))
+        self.in_flight.append(InFlight(plan, queue.generation, requests, queue.ending(), now))
 
     def pause(self, request: Request, now: float) -> None:
         """Take a resident's blocks back; it waits to be recomputed from its known tokens."""

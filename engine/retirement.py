@@ -22,7 +22,8 @@ class InFlight:
     requests: list[Request]
     """In the order of ``plan.sampled_ids``."""
     ending: list[int]
-    """Decodes whose limit is reached by the token this plan samples."""
+    """Decodes whose limit is reached by the token this plan samples, or an earlier one in flight: those are gone when
+    this one retires."""
     began_at: float
     after_idle: bool = False
     """Noted by the scheduling thread: the books had nobody when it began to look."""

@@ -261,6 +261,27 @@ def test_where_memory_is_short_nothing_is_pushed_ahead_and_nobody_is_stuck() -> 
     assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (0, 1))
 
 
+def test_nobody_is_paused_for_a_step_ahead() -> None:
+    """The prompt half computed could make room for the decode's block, and does once the decode's token is known."""
+    driver = ahead_driver(num_blocks=4, caching=False, max_micro_batch_seqs=1, max_num_batched_tokens=4)
+    driver.add([1, 2, 3, 4], 6)
+    driver.add(PROMPT[:8], 2)
+    assert [pushed(driver).chunk_ids, pushed(driver).chunk_ids] == [[0], [1]]
+    driver.retire()
+    driver.retire()
+    while driver.schedule() is None or driver.pushed[-1].decode_positions != [7]:
+        driver.retire()
+    assert driver.results
+    assert driver.schedule() is None, "position 8 opens a block"
+    while driver.results:
+        assert driver.core.num_preemptions == 0
+        driver.retire()
+    plan = pushed(driver)
+    assert (list(plan.decode_ids), plan.paused_ids) == ([0], [1])
+    driver.run()
+    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (0, 1))
+
+
 def test_one_queue_short_of_memory_does_not_keep_another_from_going_ahead() -> None:
     driver = decoding([1, 2, 3, 4, 5, 6, 7], [11, 12, 13, 14, 15], num_queues=2, num_stages=1, num_blocks=5,
                       caching=False, max_num_batched_tokens=7, max_tokens=3)  # fmt: skip
@@ -368,14 +389,15 @@ def test_a_token_of_a_life_before_the_pause_is_fed_after_the_new_start_and_read_
     assert driver.outcomes[builder].tokens == driver.expected(builder)
 
 
-def test_who_is_paused_with_two_steps_in_flight_is_recomputed_from_what_it_was_told() -> None:
+@pytest.mark.parametrize("num_failing", [1, 2])
+def test_who_is_paused_with_two_steps_in_flight_is_recomputed_from_what_it_was_told(num_failing: int) -> None:
     """A failed step takes back what was published behind it, and whoever published is recomputed: the one case in
-    which a decode in flight is paused."""
+    which a decode in flight is paused. That a step of its former life fails as well does not concern it any more."""
     driver = decoding(PROMPT[:7], [31, 32, 33, 34, 35, 36, 37], num_queues=2, num_stages=2, late_feeds=True,
                       max_num_batched_tokens=7)  # fmt: skip
     assert [list(queue.ids) for queue in driver.core.table.queues] == [[0], [1]]
     pushed(driver)
-    driver.fail_next = 1
+    driver.fail_next = num_failing
     assert list(pushed(driver).decode_ids) == [1]
     publishing = pushed(driver)
     assert (list(publishing.decode_ids), list(publishing.decode_positions)) == ([0], [8])
