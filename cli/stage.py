@@ -41,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
     cpus = None if args.cpus is None else parse_cpus(args.cpus)
     if args.cpus is not None and (cpus is None or not cpus <= os.sched_getaffinity(0)):
         raise ConfigError("cpus", args.cpus, "CPUs this process may use, like 0-3,8")
+    if args.cpu_threads is not None and args.cpu_threads < 1:
+        raise ConfigError("cpu_threads", args.cpu_threads, "a number of threads, from 1")
+    if args.model is not None and not os.path.isdir(args.model):
+        raise ConfigError("model", args.model, "the folder of a checkpoint")
 
     from ..workers.control import Launch
 

@@ -83,7 +83,7 @@ def test_a_stage_that_cannot_load_fails_the_start_with_its_own_traceback(
 ) -> None:
     tell_stages(monkeypatch, 2, engine_class=Unloadable)
     began = time.monotonic()
-    with pytest.raises(ModelLoadError, match="stage 1: no such weight: toy.layers.7") as caught:
+    with pytest.raises(ModelLoadError, match=r"stage 1: no such weight: toy\.layers\.7") as caught:
         LLM(model_engine=make_stage, pipeline_parallel_size=2, executor="zmq", num_kv_blocks=50)
     assert time.monotonic() - began < QUICKLY
     told = "".join(traceback.format_exception(caught.value))
@@ -94,7 +94,7 @@ def test_a_stage_that_dies_while_it_loads_fails_the_start_and_ends_the_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell_stages(monkeypatch, 2, engine_class=Fatal)
-    with pytest.raises(EngineDeadError, match="stage 1 died: its process ended with exit code 23$"):
+    with pytest.raises(EngineDeadError, match=r"stage 1 died: its process ended with exit code 23$"):
         toy_executor().start()
 
 
@@ -201,7 +201,7 @@ def test_more_stages_than_layers_are_refused_at_once() -> None:
 def test_a_factory_that_stages_cannot_import_is_refused_and_auto_keeps_it_here() -> None:
     settings = {"pipeline_parallel_size": 2, "num_kv_blocks": 50}
     spec = ExecutorSpec(EngineConfig.of(**settings), lambda stage: ToyModelEngine(stage, 2), block_size=4)
-    with pytest.raises(ConfigError, match="model_engine is .*lambda.*allowed: something a stage's process can import"):
+    with pytest.raises(ConfigError, match=r"model_engine is .*lambda.*allowed: something a stage's process can import"):
         make_zmq(spec)
     assert isinstance(make_executor(spec), InprocExecutor)
     assert isinstance(make_executor(ExecutorSpec(spec.config, make_stage, 4)), ZmqExecutor)

@@ -1,0 +1,256 @@
+"""Stages that are started by hand and join over tcp, with ``llm-engine stage`` as anybody would call it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import zmq
+
+from llm_engine.core.config import EngineConfig
+from llm_engine.core.errors import ModelLoadError
+from llm_engine.engine.executors.base import StageDied, StagesUp
+from llm_engine.engine.executors.registry import ExecutorSpec, make_zmq
+from llm_engine.workers.fingerprint import fingerprint
+from llm_engine.workers.pipeline_key import new_key, write_key
+from tests.toy_stages import make_stage, tell_stages
+
+from .zmq_toys import SECONDS, check_tokens, children, files_in, stage_pids, toy_executor
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Hosts:
+    """An address, a key, and stages that were started by hand; what they write is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.key = folder / "key"
+        write_key(self.key, new_key())
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"pipeline_address": self.address, "pipeline_key": str(self.key)}
+
+    def join(self, index: int, *more: str, key: Path | None = None) -> subprocess.Popen[str]:
+        log = open(self.folder / f"stage-{len(self.started)}.log", "w", encoding="utf-8")  # noqa: SIM115
+        command = [sys.executable, "-m", "llm_engine", "stage", "--join", self.address, "--index", str(index)]
+        with log:
+            process = subprocess.Popen(
+                [*command, "--pipeline-key", str(key or self.key), *more],
+                stderr=log,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+        self.started.append(process)
+        return process
+
+    def log_of(self, process: subprocess.Popen[str]) -> str:
+        return (self.folder / f"stage-{self.started.index(process)}.log").read_text(encoding="utf-8")
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.terminate()
+            process.wait(SECONDS)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
+    folder, before = tmp_path / "temporary", children()
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    made = Hosts(tmp_path)
+    yield made
+    made.close()
+    deadline = time.monotonic() + SECONDS
+    while children() != before:
+        assert time.monotonic() < deadline, "a stage outlived whoever had started it"
+        time.sleep(0.01)
+    assert files_in(folder) == []
+
+
+def stage_of(joined: subprocess.Popen[str]) -> psutil.Process:
+    """The process that a hand-started command runs its stage in."""
+    (stage,) = psutil.Process(joined.pid).children()
+    return stage
+
+
+@pytest.mark.parametrize("remote", ["1", "0", "0,2", "0,1,2"])
+def test_stages_join_over_tcp_wherever_they_stand_in_the_pipeline(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, remote: str
+) -> None:
+    tell_stages(monkeypatch, 3)
+    joined = [hosts.join(int(index)) for index in remote.split(",")]
+    executor = toy_executor(3, remote_stages=remote, **hosts.settings)
+    try:
+        info = executor.start()
+        assert info.num_stages == 3 and info.model.num_layers == 3
+        before = time.monotonic()
+        for result in check_tokens(executor):
+            times = [moment for span in result.busy for moment in span]
+            assert before - 0.01 < min(times) and max(times) < time.monotonic() + 0.01
+    finally:
+        executor.shutdown()
+    for process in joined:
+        assert process.wait(SECONDS) == 0
+        assert "the engine has ended" in hosts.log_of(process)
+
+
+def test_a_stage_that_was_lost_joins_again_by_itself(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 2)
+    joined = hosts.join(1)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    try:
+        executor.start()
+        check_tokens(executor)
+        began = time.monotonic()
+        stage_of(joined).kill()
+        died = executor.collect(SECONDS)
+        assert isinstance(died, StageDied) and died.stage == 1 and "nothing was heard of it" in died.cause
+        assert time.monotonic() - began < 2.5
+        executor.restart(1)
+        assert executor.collect(SECONDS) == StagesUp(1)
+        check_tokens(executor, 1)
+        os.kill(stage_pids(executor)[0], signal.SIGKILL)  # the local one: the remote one starts anew as well
+        died = executor.collect(SECONDS)
+        assert isinstance(died, StageDied) and died.stage == 0
+        executor.restart(2)
+        assert executor.collect(SECONDS) == StagesUp(2)
+        check_tokens(executor, 2)
+        assert joined.poll() is None
+        assert "joining again" in hosts.log_of(joined)
+    finally:
+        executor.shutdown()
+    assert joined.wait(SECONDS) == 0
+
+
+def test_another_key_is_refused_on_both_sides_within_seconds(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_stages(monkeypatch, 2)
+    write_key(tmp_path / "other", new_key())
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    starting = threading.Thread(target=executor.start)
+    with caplog.at_level(logging.ERROR):
+        starting.start()
+        wrong = hosts.join(1, key=tmp_path / "other")
+        assert wrong.wait(SECONDS) == 1
+        assert "does not accept this pipeline key" in hosts.log_of(wrong)
+        right = hosts.join(1)
+        starting.join(SECONDS)
+        assert not starting.is_alive(), "a stranger does not keep the right one out"
+        check_tokens(executor)
+        executor.shutdown()
+    assert "not let in" in caplog.text and "not with this pipeline key" in caplog.text
+    assert right.wait(SECONDS) == 0
+
+
+def test_strangers_at_the_door_are_not_let_in(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_stages(monkeypatch, 2)
+    hosts.join(1)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    executor.start()
+    host, _, port = hosts.address.removeprefix("tcp://").rpartition(":")
+    with zmq.Context() as context, caplog.at_level(logging.ERROR):
+        with context.socket(zmq.DEALER) as plain, socket.create_connection((host, int(port))) as raw:
+            plain.linger = 0
+            plain.connect(hosts.address)
+            plain.send_multipart([b"0" * 16, b"hello"])
+            raw.sendall(b"GET / HTTP/1.0\r\n\r\n" * 10)
+            for _ in range(3):
+                check_tokens(executor)
+                assert executor.collect(0.3) is None
+    assert "not let in" in caplog.text
+    executor.shutdown()
+
+
+def test_a_stage_that_the_engine_does_not_wait_for_is_refused(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_stages(monkeypatch, 2)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    starting = threading.Thread(target=executor.start)
+    with caplog.at_level(logging.ERROR):
+        starting.start()
+        for index, says in ((0, "stage 0 is not among the engine's remote_stages"), (7, "there is no stage 7")):
+            refused = hosts.join(index)
+            assert refused.wait(SECONDS) == 1
+            assert says in hosts.log_of(refused) and says in caplog.text
+        hosts.join(1)
+        starting.join(SECONDS)
+        executor.shutdown()
+
+
+def checkpoint(folder: Path, byte: int) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["None"], "num_hidden_layers": 2}))
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}" + bytes([byte]) * 100)
+    return folder
+
+
+def test_a_stage_with_another_checkpoint_is_refused_with_both_fingerprints(hosts: Hosts, tmp_path: Path) -> None:
+    ours, theirs = checkpoint(tmp_path / "ours", 1), checkpoint(tmp_path / "theirs", 2)
+    config = EngineConfig.of(pipeline_parallel_size=1, remote_stages="0", num_kv_blocks=50, **hosts.settings)
+    executor = make_zmq(ExecutorSpec(config, make_stage, block_size=16, model_path=str(ours)))
+    joined = hosts.join(0, "--model", str(theirs))
+    with pytest.raises(ModelLoadError) as caught:
+        executor.start()
+    assert fingerprint(ours) in str(caught.value) and fingerprint(theirs) in str(caught.value)
+    assert joined.wait(SECONDS) == 1
+    assert fingerprint(theirs) in hosts.log_of(joined)
+
+
+def test_a_stage_that_ends_takes_its_process_along(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it waits for an engine that never comes; ``hosts`` looks whether anything is left."""
+    tell_stages(monkeypatch, 2)
+    joined = hosts.join(1)
+    deadline = time.monotonic() + SECONDS
+    while not psutil.Process(joined.pid).children():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    joined.kill()
+
+
+def test_a_stage_notices_that_the_engine_is_gone_and_waits_for_the_next(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_stages(monkeypatch, 2)
+    script = (
+        "import sys, json; from tests.engine.executors.zmq_toys import toy_executor;"
+        "executor = toy_executor(2, remote_stages='1', **json.loads(sys.argv[1])); executor.start();"
+        "print('up', flush=True); executor.collect(60)"
+    )
+    joined = hosts.join(1)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(hosts.settings)], stdout=subprocess.PIPE, env=environment
+    ) as engine:
+        assert engine.stdout is not None and engine.stdout.readline() == b"up\n"
+        engine.kill()
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    executor.start()
+    check_tokens(executor)
+    executor.shutdown()
+    assert joined.wait(SECONDS) == 0
+    assert "nothing was heard of the engine" in hosts.log_of(joined)
