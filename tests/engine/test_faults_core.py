@@ -6,21 +6,25 @@ from before the death would change every token from there on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_engine.core.config import SchedulerConfig
 from llm_engine.core.errors import RequestFailedError
 from llm_engine.core.outputs import FinishReason, RequestOutput
 from llm_engine.core.request import RequestEvent, RequestState
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.engine.collector import RequestCollector
+from llm_engine.kvcache.resources import ResourceManager
 from llm_engine.schedulers.limits import Limits
+from llm_engine.schedulers.registry import PRESETS, make_scheduler
 from tests.engine.core_driver import CoreDriver
 from tests.engine.engines import Commanded
-from tests.engine.test_core_properties import Places, arrivals, check_outcomes, failures, make_driver, shapes
+from tests.engine.test_core_properties import Places, arrivals, check_outcomes, failures, shapes
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13]
 MOMENTS = ("waiting", "prefill in flight", "between chunks", "decode in flight", "decoding", "paused")
@@ -270,7 +274,8 @@ def test_logprobs_and_sampled_tokens_are_those_of_an_undisturbed_run(death_after
 
 # -- random lives
 
-deaths = st.tuples(st.just("die"), st.sampled_from([True, True, True, False]))
+deaths = st.tuples(st.just("die"), st.sampled_from([True, True, True, False]), st.booleans())
+"""(replay, whether all that can be pushed is in flight)"""
 returns = st.tuples(st.just("come back"))
 deadly_lives = st.lists(
     st.one_of(
@@ -283,7 +288,19 @@ deadly_lives = st.lists(
     min_size=10,
     max_size=70,
 )
-deadly_shapes = st.tuples(shapes, st.integers(1, 4)).map(lambda parts: {**parts[0], "num_queues": parts[1]})
+deadly_shapes = st.tuples(shapes, st.integers(1, 4), st.sampled_from(sorted(PRESETS))).map(
+    lambda parts: {**parts[0], "num_queues": parts[1], "preset": parts[2]}
+)
+
+
+def deadly_driver(*, preset: str, num_tokens: int, resources: Sequence[Any] = (), **shape: Any) -> CoreDriver:
+    """``num_tokens``: what the pool holds, roughly."""
+    rows, size = shape["max_micro_batch_seqs"] or shape["max_num_seqs"], shape["block_size"]
+    limits = Limits(
+        shape["max_num_seqs"], rows, shape["max_num_batched_tokens"], shape["chunk_unit"] or size, shape["threshold"]
+    )
+    scheduler = make_scheduler(SchedulerConfig(scheduler=preset), limits, ResourceManager(resources))
+    return CoreDriver(**shape, num_blocks=max(2, 1 + num_tokens // size), scheduler=scheduler, resources=resources)
 
 
 def live(driver: CoreDriver, todo: list[Any]) -> set[int]:
@@ -306,7 +323,9 @@ def live(driver: CoreDriver, todo: list[Any]) -> set[int]:
             case ("fail", count, stage):
                 driver.fail_next += count
                 driver.failing_stage = stage
-            case ("die", replay):
+            case ("die", replay, busy):
+                while busy and driver.schedule() is not None:
+                    pass
                 die(driver, replay)
             case ("come back",) if not driver.stages:
                 driver.come_back()
@@ -338,7 +357,7 @@ def check_never_resident_unasked(driver: CoreDriver) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(deadly_shapes, deadly_lives)
 def test_any_life_with_deaths_ends_right(shape: dict[str, Any], todo: list[Any]) -> None:
-    driver = make_driver(**shape)
+    driver = deadly_driver(**shape)
     check_outcomes(driver, live(driver, todo))
     check_never_resident_unasked(driver)
 
@@ -348,7 +367,7 @@ def test_any_life_with_deaths_ends_right(shape: dict[str, Any], todo: list[Any])
 def test_any_life_with_deaths_and_a_sliding_window_ends_right(
     shape: dict[str, Any], window: int, todo: list[Any]
 ) -> None:
-    driver = make_driver(**shape, window=window)
+    driver = deadly_driver(**shape, window=window)
     check_outcomes(driver, live(driver, todo))
 
 
@@ -358,6 +377,6 @@ def test_any_life_with_deaths_under_a_users_resource_ends_right(
     shape: dict[str, Any], places: int, todo: list[Any]
 ) -> None:
     gate = Places(places)
-    driver = make_driver(**shape, resources=[gate])
+    driver = deadly_driver(**shape, resources=[gate])
     check_outcomes(driver, live(driver, todo))
     assert not gate.held
