@@ -5,11 +5,12 @@ Standard library only: the micro-batch policy, the simulator and the executor's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .step import StepPlan, StepResult
+from .step import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,61 +52,161 @@ class LinearCost:
     per_token: float
     per_context: float = 0.0
 
+    def at(self, num_tokens: float, context_tokens: float = 0.0) -> float:
+        """Seconds of a step of so many tokens."""
+        return self.base + self.per_token * num_tokens + self.per_context * context_tokens
+
     def seconds(self, shape: StepShape) -> float:
         return self.base + self.per_token * shape.num_tokens + self.per_context * shape.context_tokens
 
 
-class CostFit:
-    """``LinearCost`` fitted online: least squares over the steps seen, each one worth ``decay`` of the next.
+@dataclass(slots=True)
+class _Cell:
+    """Steps of about one size and history: their means."""
 
-    Three features, so the normal equations are nine numbers and a step costs a few microseconds. Coefficients that come
-    out negative, as noise makes them, are dropped and the rest fitted again.
+    count: float
+    num_tokens: float
+    context_tokens: float
+    seconds: list[float]
+
+
+class CostFit:
+    """``LinearCost`` fitted online to steps that came back, for several columns at once: one per stage.
+
+    Steps are gathered in cells by size and history, half an octave wide, and least squares run over the cells' means.
+    So a thousand steps of one size do not make the fit forget what others cost, and a cell follows what changes.
+    Errors count relative to the time taken. Coefficients that come out negative, as noise makes them, are dropped and
+    the rest fitted again. Until sizes differ, the fixed part is taken for that of ``PRIOR_KNEE`` tokens.
     """
 
-    def __init__(self, decay: float = 0.995) -> None:
-        self._decay = decay
-        self._products = [[0.0] * 3 for _ in range(3)]
-        self._targets = [0.0] * 3
-        self.num_steps = 0
-        self._cost: LinearCost | None = None
+    PRIOR_KNEE = 64.0
+    MEMORY = 32
+    """A cell's mean is of about so many steps."""
 
-    def observe(self, num_tokens: int, context_tokens: int, seconds: float) -> None:
-        """One step that took so long."""
-        # Scaled so that the three columns are of like size, or the solution would lose its digits; and weighted by
-        # the time taken, so that a relative error counts the same in a small step as in a large one.
-        weight = 1.0 / max(seconds, 1e-6)
-        row = (weight, num_tokens * 1e-2 * weight, context_tokens * 1e-5 * weight)
-        for i in range(3):
-            for j in range(3):
-                self._products[i][j] = self._products[i][j] * self._decay + row[i] * row[j]
-            self._targets[i] = self._targets[i] * self._decay + row[i] * seconds * weight
+    def __init__(self, num_columns: int = 1) -> None:
+        self._num_columns = num_columns
+        self._cells: dict[tuple[int, int], _Cell] = {}
+        self._costs: list[LinearCost] | None = None
+        self.num_steps = 0
+
+    def observe(self, num_tokens: int, context_tokens: int, *seconds: float) -> None:
+        """One step that took so long, in every column."""
         self.num_steps += 1
-        self._cost = None
+        self._costs = None
+        key = _octave(num_tokens), _octave(context_tokens)
+        cell = self._cells.get(key)
+        if cell is None:
+            self._cells[key] = _Cell(1, num_tokens, context_tokens, list(seconds))
+            return
+        cell.count = min(cell.count + 1, self.MEMORY)
+        share = 1.0 / cell.count
+        cell.num_tokens += (num_tokens - cell.num_tokens) * share
+        cell.context_tokens += (context_tokens - cell.context_tokens) * share
+        for column, value in enumerate(seconds):
+            cell.seconds[column] += (value - cell.seconds[column]) * share
+
+    def observe_at_most(self, num_tokens: int, context_tokens: int, *seconds: float) -> None:
+        """One step that took no longer than this: it counts where more was expected of its like."""
+        cell = self._cells.get((_octave(num_tokens), _octave(context_tokens)))
+        if cell is not None and sum(seconds) < sum(cell.seconds):
+            self.observe(num_tokens, context_tokens, *seconds)
 
     @property
     def cost(self) -> LinearCost | None:
-        """The fit; ``None`` before the first step."""
-        if self._cost is None and self.num_steps:
-            base, per_token, per_context = self._solve()
-            self._cost = LinearCost(base, per_token * 1e-2, per_context * 1e-5)
-        return self._cost
+        """The fit of the first column; ``None`` before the first step."""
+        costs = self.costs
+        return costs[0] if costs else None
 
-    def _solve(self) -> list[float]:
-        kept = [0, 1, 2]
-        while True:
-            # A little ridge: steps that are all alike leave the system singular.
-            matrix = [
-                [self._products[i][j] + (1e-6 * self._products[i][i] + 1e-12 if i == j else 0.0) for j in kept]
-                for i in kept
-            ]
-            solution = _solve(matrix, [self._targets[i] for i in kept])
-            lowest = min(range(len(kept)), key=solution.__getitem__)
-            if solution[lowest] >= 0 or len(kept) == 1:
-                found = [0.0] * 3
-                for index, value in zip(kept, solution, strict=True):
-                    found[index] = max(value, 0.0)
-                return found
-            del kept[lowest]
+    @property
+    def costs(self) -> Sequence[LinearCost]:
+        """Of every column; empty before the first step."""
+        if self._costs is None and self._cells:
+            self._costs = self._fit()
+        return self._costs or ()
+
+    @property
+    def knee(self) -> float | None:
+        """Tokens that the best rate so far computes in the time of the shortest step: with fewer a step hardly gets
+        shorter, with more it takes longer in proportion. ``None`` before the first step."""
+        if not self._cells:
+            return None
+        times = [(cell.num_tokens, max([*cell.seconds, 1e-9])) for cell in self._cells.values()]
+        # Where only large steps were seen, a short one is guessed.
+        prior = self.PRIOR_KNEE
+        shortest = min(seconds * min(1.0, 2 * prior / (prior + tokens)) for tokens, seconds in times)
+        return shortest * max(tokens / seconds for tokens, seconds in times)
+
+    def near(self, num_tokens: float) -> list[LinearCost]:
+        """The fit of every column where steps of about this size count most; the cost of their usual history is put
+        on the tokens. Empty before the first step."""
+        if not self._cells:
+            return []
+        total = history = 0.0
+        for cell in self._cells.values():
+            if cell.num_tokens:
+                weight = cell.count * self._closeness(cell, num_tokens)
+                total += weight
+                history += weight * cell.context_tokens / cell.num_tokens
+        history = history / total if total else 0.0
+        fits = self._fit(num_tokens)
+        return [LinearCost(fit.base, fit.per_token + history * fit.per_context) for fit in fits]
+
+    @staticmethod
+    def _closeness(cell: _Cell, num_tokens: float) -> float:
+        octaves = math.log2((cell.num_tokens + 1.0) / (num_tokens + 1.0))
+        return 1.0 / (1.0 + octaves * octaves) ** 2
+
+    def _fit(self, near: float | None = None) -> list[LinearCost]:
+        products = [[0.0] * 3 for _ in range(3)]
+        targets = [[0.0] * 3 for _ in range(self._num_columns)]
+        for cell in self._weighted():
+            # Scaled so that the three columns are of like size, or the solution would lose its digits.
+            row = (1.0, cell.num_tokens * 1e-2, cell.context_tokens * 1e-5)
+            mean = max(sum(cell.seconds) / self._num_columns, 1e-9)
+            weight = cell.count / (mean * mean)
+            if near is not None:
+                weight *= self._closeness(cell, near)
+            for i in range(3):
+                for j in range(3):
+                    products[i][j] += weight * row[i] * row[j]
+                for target, value in zip(targets, cell.seconds, strict=True):
+                    target[i] += weight * row[i] * value
+        found = []
+        for target in targets:
+            base, per_token, per_context = _solve_non_negative(products, target)
+            found.append(LinearCost(base, per_token * 1e-2, per_context * 1e-5))
+        return found
+
+    def _weighted(self) -> list[_Cell]:
+        cells = list(self._cells.values())
+        first = cells[0]
+        share = self.PRIOR_KNEE / (self.PRIOR_KNEE + first.num_tokens)
+        # Counts as a hundredth of a step: any other size outweighs it.
+        return [*cells, _Cell(0.01, 0.0, 0.0, [value * share for value in first.seconds])]
+
+
+def _octave(number: float) -> int:
+    """Half-octaves: 1, 1.4, 2, 2.8, ... have numbers that follow each other."""
+    return math.frexp(number * number)[1] if number else -1
+
+
+def _solve_non_negative(products: list[list[float]], targets: list[float]) -> list[float]:
+    kept = [0, 1, 2]
+    while True:
+        # A little ridge, since steps that are all alike leave the system singular; more of it on the history, which
+        # goes with the tokens where prompts are alike, and would take their part.
+        ridge = (1e-9, 1e-9, 1e-2)
+        matrix = [[products[i][j] * (1.0 + (ridge[i] if i == j else 0.0)) for j in kept] for i in kept]
+        for row in range(len(kept)):
+            matrix[row][row] += 1e-12
+        solution = _solve(matrix, [targets[i] for i in kept])
+        lowest = min(range(len(kept)), key=solution.__getitem__)
+        if solution[lowest] >= 0 or len(kept) == 1:
+            found = [0.0] * 3
+            for index, value in zip(kept, solution, strict=True):
+                found[index] = max(value, 0.0)
+            return found
+        del kept[lowest]
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
@@ -120,33 +221,3 @@ def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
                 factor = rows[other][column] / rows[column][column]
                 rows[other] = [a - factor * b for a, b in zip(rows[other], rows[column], strict=True)]
     return [rows[i][size] / rows[i][i] for i in range(size)]
-
-
-class PipelineTiming:
-    """What the books have learnt of the pipeline. Under the state lock; schedulers read it (``TimingView``)."""
-
-    def __init__(self, num_stages: int) -> None:
-        self._fits = [CostFit() for _ in range(num_stages)]
-        self.overhead = 0.0
-        """Seconds a micro-batch spends between and beside the stages on its way round: links, threads, scheduling.
-        A running mean over steps that waited for no stage."""
-        self.num_steps = 0
-
-    def observe(self, plan: StepPlan, result: StepResult) -> None:
-        """A step came back; one without times, or that failed, teaches nothing."""
-        if len(result.busy) != len(self._fits) or result.error is not None:
-            return
-        tokens, context = plan.num_tokens, plan.context_tokens
-        for fit, (began, ended) in zip(self._fits, result.busy, strict=True):
-            fit.observe(tokens, context, ended - began)
-        self.num_steps += 1
-
-    @property
-    def stages(self) -> Sequence[LinearCost | None]:
-        return [fit.cost for fit in self._fits]
-
-    @property
-    def slowest(self) -> LinearCost | None:
-        """The stage that takes longest for a small step; ``None`` while nothing is known."""
-        costs = [cost for cost in self.stages if cost is not None]
-        return max(costs, key=lambda cost: cost.base + 64 * cost.per_token, default=None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from .cost_model import PipelineTiming
 from .decode_queue import DecodeQueue
+from .pipeline_timing import PipelineTiming
 from .request import Request, RequestState
 from .step import StepPlan
 from .views import RequestView

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from .cost_model import LinearCost
+from .pipeline_timing import RoundTrip
 from .request import BlockHash, RequestState
 from .sampling_params import SamplingParams
 
@@ -73,16 +74,15 @@ class QueueView(Protocol):
 
 
 class TimingView(Protocol):
-    """What steps cost here, learnt from those that came back; see ``core.cost_model.PipelineTiming``."""
+    """What steps cost here, learnt from those that came back; see ``core.pipeline_timing.PipelineTiming``."""
 
     @property
     def num_steps(self) -> int: ...
     @property
     def stages(self) -> Sequence[LinearCost | None]: ...
     @property
-    def slowest(self) -> LinearCost | None: ...
-    @property
-    def overhead(self) -> float: ...
+    def history_price(self) -> float: ...
+    def round_trip(self, num_tokens: float) -> RoundTrip | None: ...
 
 
 class TableView(Protocol):

@@ -50,12 +50,15 @@ def make_core(
         sliding_window=sliding_window,
     )
     container = ResourceManager(resources)
+    scheduler = (make_scheduler or find_scheduler(settings))(limits, container)
+    # A scheduler of somebody else's may have no wish.
+    wanted = getattr(scheduler, "num_queues", lambda num_stages: num_stages)(num_stages)
     return EngineCore(
         limits,
         kv,
-        (make_scheduler or find_scheduler(settings))(limits, container),
+        scheduler,
         container,
-        num_queues=settings.num_queues or num_stages,
+        num_queues=settings.num_queues or wanted,
         num_stages=num_stages,
         look_ahead=int(settings.schedule_ahead and feeds_back),
         scheduler_name=settings.scheduler,

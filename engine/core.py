@@ -24,7 +24,7 @@ from ..kvcache.resources import ResourceError, ResourceFailure, ResourceManager,
 from ..kvcache.view import KVView
 from ..schedulers.base import Scheduler
 from ..schedulers.limits import Limits
-from .booking import book
+from .booking import book, carry_out_moves
 from .delta import Delta
 from .plan_check import check_plan
 from .retirement import InFlight, Retired, advance, check_result
@@ -130,6 +130,7 @@ class EngineCore:
                 self.pause(self.table[request_id], now)
             self._paused_ids += plan.paused_ids
             if not plan.num_rows:
+                carry_out_moves(self.table, plan)
                 continue
             self._step += 1
             plan.epoch, plan.step = self.epoch, self._step
@@ -335,7 +336,9 @@ class EngineCore:
         self.table.check_integrity()
         assert self.table.num_resident == self.limits.max_num_seqs - self.slots.available()
         for queue in self.table.queues:
-            assert queue.in_flight == sum(flight.plan.queue == queue.index for flight in self.in_flight)
+            plans = [flight.plan for flight in self.in_flight if flight.plan.queue == queue.index]
+            assert queue.in_flight == len(plans)
+            assert queue.num_joining == sum(sum(plan.chunk_samples) for plan in plans)
         assert self.table.num_tokens_in_flight == sum(flight.plan.num_tokens for flight in self.in_flight)
         for request in self.table.prefilling.values():
             steps = [flight.plan.step for flight in self.in_flight if request.request_id in flight.plan.chunk_ids]

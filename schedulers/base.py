@@ -82,6 +82,12 @@ class MicroBatch(abc.ABC):
         The queue is idle or, where ``step.ahead``, has its last micro-batch in flight.
         """
 
+    def added(self, request: RequestView) -> None:  # noqa: B027 - nothing to do unless a policy keeps accounts
+        """A request arrived, or came back."""
+
+    def ended(self, request_id: int) -> None:  # noqa: B027
+        """A request ended, wherever it was. Unknown ids are ignored."""
+
 
 class Scheduler:
     """Ordering x capacity x micro-batch. The engine calls five things: ``add``, ``abort``, ``schedule``, ``update`` and
@@ -111,10 +117,12 @@ class Scheduler:
     def add(self, request: RequestView) -> None:
         """A request arrived; it waits until a plan carries it."""
         self.ordering.add(request)
+        self.micro_batch.added(request)
 
     def abort(self, request_id: int) -> None:
         """A request ended, wherever it was. Unknown ids are ignored."""
         self.ordering.remove(request_id)
+        self.micro_batch.ended(request_id)
 
     def schedule(self, now: float, table: TableView, kv: KVView) -> StepPlan | None:
         """The next micro-batch, for the first queue in the policy's order that has something to run; ``None`` if

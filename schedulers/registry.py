@@ -29,9 +29,15 @@ MICRO_BATCHES.add(
     ".schedulers.micro_batches.greedy:GreedyMicroBatch",
     "all decodes, then prompts up to the token budget",
 )
+MICRO_BATCHES.add(
+    "balanced",
+    ".schedulers.micro_batches.balanced:BalancedMicroBatch",
+    "micro-batches of equal size, so that every stage of a pipeline stays busy",
+)
 
 PRESETS: dict[str, tuple[str, str, str]] = {
     "greedy": ("fcfs", "max-utilization", "greedy"),
+    "balanced": ("fcfs", "max-utilization", "balanced"),
 }
 """Name to (ordering, capacity, micro-batch)."""
 DEFAULT_PRESET = "greedy"

@@ -1,0 +1,118 @@
+"""What the books have learnt of the pipeline: how long stages compute, and what lies between and beside them.
+
+Learnt from the busy spans that results bring home; the same spans give the same figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .cost_model import CostFit, LinearCost
+from .step import StepPlan, StepResult
+
+_EVERY_STEP_UP_TO = 16
+"""Stages; with more, only some steps are looked at, so that a step's cost does not grow with them."""
+_MOSTLY_PROMPTS = 0.1
+"""Share of decodes in a step that still counts as one of prompts."""
+_HIGHEST_PRICE = 1 / 256
+Spans = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """What a micro-batch costs: in the slowest stage, and on its whole way round when it waits for nobody."""
+
+    slowest: LinearCost
+    around: LinearCost
+    """All stages, the links between them and back, the host."""
+    knee: float
+    """Tokens up to which a step hardly takes longer; see ``CostFit.knee``."""
+
+
+class PipelineTiming:
+    """Under the state lock; schedulers read it (``TimingView``)."""
+
+    def __init__(self, num_stages: int) -> None:
+        self.num_steps = 0
+        """Steps it has learnt from."""
+        self._num_stages = num_stages
+        self._steps = CostFit(num_stages)
+        self._prompts = CostFit()
+        """The slowest stage in steps of prompts: a chunk reads its history once, a row of decodes each its own."""
+        self._link = CostFit()
+        """From one stage to the next: the mean over those where it can be told."""
+        self._back = CostFit()
+        """From the last stage to the first: result, books, next push, or the feedback of tokens."""
+        self._seen = 0
+        self._before: Spans = ()
+        self._last_of_queue: dict[int, tuple[int, float]] = {}
+        """Per queue: the first decode of its last step, and when the last stage was done with it."""
+        self._fresh_until = 0
+        self._trips: dict[int, RoundTrip] = {}
+
+    def observe(self, plan: StepPlan, result: StepResult) -> None:
+        """A step came back, in the order of the pushes; one without times, or that failed, teaches nothing."""
+        spans = result.busy
+        before, self._before = self._before, spans
+        if len(spans) != self._num_stages or result.error is not None:
+            self._before = ()
+            return
+        self._seen += 1
+        if self._num_stages <= _EVERY_STEP_UP_TO or self._seen % (self._num_stages // _EVERY_STEP_UP_TO) == 0:
+            self.num_steps += 1
+            seconds = [ended - began for began, ended in spans]
+            self._steps.observe(plan.num_tokens, plan.context_tokens, *seconds)
+            if len(plan.decode_ids) <= plan.num_tokens * _MOSTLY_PROMPTS:
+                self._prompts.observe(plan.num_tokens, plan.context_tokens, max(seconds))
+            if before:
+                self._observe_ways(plan, spans, before)
+        first = plan.decode_ids[0] if len(plan.decode_ids) else -1
+        self._last_of_queue[plan.queue] = first, spans[-1][1]
+
+    def _observe_ways(self, plan: StepPlan, spans: Spans, before: Spans) -> None:
+        """A stage computes one step after the other, so a gap tells of the way only where the next stage stood idle;
+        else the way took no longer than that."""
+        tokens, gaps, idle = plan.num_tokens, list[float](), list[float]()
+        for stage in range(1, self._num_stages):
+            began, gap = spans[stage][0], max(0.0, spans[stage][0] - spans[stage - 1][1])
+            (idle if began > before[stage][1] else gaps).append(gap)
+        if idle:
+            self._link.observe(tokens, 0, sum(idle) / len(idle))
+        elif gaps:
+            self._link.observe_at_most(tokens, 0, min(gaps))
+        first, ended = self._last_of_queue.get(plan.queue, (-1, 0.0))
+        if len(plan.decode_ids) and first == plan.decode_ids[0]:
+            # The same decodes again, which waited for nothing but their tokens.
+            observe = self._back.observe if spans[0][0] > before[0][1] else self._back.observe_at_most
+            observe(tokens, 0, max(0.0, spans[0][0] - ended))
+
+    @property
+    def stages(self) -> Sequence[LinearCost | None]:
+        return self._steps.costs or [None] * self._num_stages
+
+    @property
+    def history_price(self) -> float:
+        """What a token before a chunk's token costs, as a share of a token; 0 until it is known."""
+        cost = self._prompts.cost
+        return min(cost.per_context / cost.per_token, _HIGHEST_PRICE) if cost is not None and cost.per_token else 0.0
+
+    def round_trip(self, num_tokens: float) -> RoundTrip | None:
+        """What a micro-batch of about so many tokens costs; ``None`` while nothing is known. Refreshed now and then,
+        since fitting costs more than looking."""
+        if not self.num_steps:
+            return None
+        if self.num_steps >= self._fresh_until:
+            self._fresh_until = self.num_steps + max(1, min(32, self.num_steps // 4))
+            self._trips.clear()
+        key = round(2 * math.log2(num_tokens + 1.0))
+        if key not in self._trips:
+            self._trips[key] = self._fit(2.0 ** (key / 2) - 1.0)
+        return self._trips[key]
+
+    def _fit(self, num_tokens: float) -> RoundTrip:
+        stages = self._steps.near(num_tokens)
+        parts = [*stages, *self._link.near(num_tokens) * (self._num_stages - 1), *self._back.near(num_tokens)]
+        around = LinearCost(sum(part.base for part in parts), sum(part.per_token for part in parts))
+        return RoundTrip(max(stages, key=lambda cost: cost.at(num_tokens)), around, self._steps.knee or 0.0)

@@ -1,0 +1,66 @@
+"""How many tokens a micro-batch has while there are prompts to compute."""
+
+from __future__ import annotations
+
+import math
+
+from ..core.views import RequestView, TableView
+from .limits import Limits
+from .outstanding import Outstanding
+from .traffic import Traffic
+
+KNEE = 128.0
+"""Tokens up to which a step hardly takes longer, until it is known."""
+_FIXED_SHARE = 0.25
+"""Of the knee, what a step of prompts costs beside its tokens: it reads the weights while it computes."""
+_RIDES = 4
+"""Revolutions in which prompts may be taken along by the decodes before they count as a burst."""
+
+
+class BatchSize:
+    """Small micro-batches fill and drain the pipeline sooner and go evenly beside those of decodes alone; large ones
+    pay less for what every step costs. Which matters more depends on whether prompts come as a burst or as a trickle.
+
+    A *burst* of R tokens in micro-batches of T costs ``(R / T + stages - 1)`` steps of ``fixed + T``: least at
+    ``T = sqrt(fixed * R / (stages - 1))``. The largest of a burst sets what draining it costs, so T never falls while
+    the burst lasts. Every step of it also carries some of the decodes that it makes, which count as fixed.
+
+    A *trickle*, and those who come in as others leave, ride with the decodes. A step of decodes reads the weights for
+    few rows and has room for tokens up to the knee that cost it next to nothing. To keep their number, each row needs
+    as many prompt tokens as a request has for each of its answer; what room there is is filled within an answer's time.
+    More would only come in one wave, pause each other when memory runs out, and leave together.
+    """
+
+    def __init__(self) -> None:
+        self._traffic = Traffic()
+        self._burst = 0.0
+
+    def added(self, request: RequestView) -> None:
+        self._traffic.added(request)
+
+    def ended(self, request_id: int) -> None:
+        self._traffic.ended(request_id)
+
+    def largest(self, table: TableView, work: Outstanding, limits: Limits, num_queues: int) -> int:
+        """Most tokens a micro-batch should have, decodes included, with the work in ``num_queues`` queues."""
+        if not work.prompt_tokens:
+            self._burst = 0.0
+            return limits.max_num_batched_tokens
+        knee, stages, rows = self.knee(table), table.num_stages, work.num_decodes / num_queues
+        size = float(limits.max_num_batched_tokens)
+        burst = 0.0
+        if stages > 1:
+            fixed = _FIXED_SHARE * knee + work.num_prompts / (2 * stages)
+            burst = math.sqrt(fixed * work.prompt_tokens / (stages - 1))
+            size = min(size, max(knee, rows + max(burst, self._burst)))
+        ride = max(knee, rows + self._traffic.due(rows, work.prompt_tokens / num_queues), rows + limits.chunk_unit)
+        if work.crowded or work.prompt_tokens <= _RIDES * num_queues * (ride - rows):
+            self._burst = 0.0
+            return int(min(size, ride))
+        self._burst = max(self._burst, burst)
+        return int(size)
+
+    @staticmethod
+    def knee(table: TableView) -> float:
+        trip = table.timing.round_trip(KNEE)
+        return KNEE if trip is None else trip.knee

@@ -1,0 +1,104 @@
+"""How much work there is, from live state: nothing is counted up and down, so nothing can leak."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .base import Capacity, Ordering, Verdict
+from .scheduling_pass import SchedulingPass
+
+_LOOKED_AT = 32
+"""Waiting requests that are looked at; those behind them are taken to be like them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """What is to be computed."""
+
+    num_decodes: int
+    """Requests that decode, or will when their last chunk comes back: each is a token a revolution."""
+    prompt_tokens: int
+    """Of prompts in progress, and of those waiting that could be admitted now; behind their prefix hits."""
+    num_prompts: int
+    mean_worth: float
+    """Of a prompt token, its history counted; see ``worth``."""
+    idle_decodes: int
+    """Decodes whose queue is idle."""
+    tokens_in_flight: int
+    crowded: bool
+    """Whether some wait who find no memory or no seat."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the next revolution: waiting to be pushed, or in flight."""
+        return self.prompt_tokens + self.idle_decodes + self.tokens_in_flight
+
+
+def worth(start: int, count: int, history_price: float) -> float:
+    """Tokens without history that take as long as ``count`` tokens from position ``start``. ``history_price``: what a
+    token before costs, as a share of a token."""
+    return count * (1.0 + history_price * (start + count / 2))
+
+
+def tokens_worth(room: float, start: int, history_price: float) -> int:
+    """The inverse: how many tokens from ``start`` take as long as ``room`` tokens without history."""
+    if room <= 0 or not history_price:
+        return max(0, math.floor(room))
+    slope = 1.0 + history_price * start
+    return math.floor((math.sqrt(slope * slope + 2.0 * history_price * room) - slope) / history_price)
+
+
+def outstanding(step: SchedulingPass, waiting: Ordering, capacity: Capacity, history_price: float = 0.0) -> Outstanding:
+    """Look at who decodes and prefills, and at the first of the waiting."""
+    queues, prompts = step.table.queues, _Prompts(history_price)
+    for request in step.table.prefilling.values():
+        if request.num_tokens > request.num_computed_tokens:
+            prompts.add(request.num_computed_tokens, request.num_tokens)
+    crowded = bool(len(waiting)) and _add_admissible(prompts, step, waiting, capacity)
+    return Outstanding(
+        num_decodes=sum(len(queue) + queue.num_joining for queue in queues),
+        prompt_tokens=prompts.tokens,
+        num_prompts=prompts.count,
+        mean_worth=prompts.worth / prompts.tokens if prompts.tokens else 1.0,
+        idle_decodes=sum(len(queue) for queue in queues if queue.idle),
+        tokens_in_flight=step.table.num_tokens_in_flight,
+        crowded=crowded,
+    )
+
+
+@dataclass(slots=True)
+class _Prompts:
+    history_price: float
+    count: int = 0
+    tokens: int = 0
+    worth: float = 0.0
+
+    def add(self, start: int, end: int) -> None:
+        self.count += 1
+        self.tokens += end - start
+        self.worth += worth(start, end - start, self.history_price)
+
+
+def _add_admissible(prompts: _Prompts, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> bool:
+    """Add those waiting who could be admitted now; whether others could not."""
+    blocks, seats = step.kv.free_blocks - step.promised_blocks, min(step.seats_left, len(waiting))
+    found, free = _Prompts(prompts.history_price), blocks
+    for request in waiting.visit(step.now):
+        if found.count == min(seats, _LOOKED_AT):
+            break
+        if not found.count and capacity.judge(step, request) is Verdict.STOP:
+            break
+        start = step.prefix(request).num_tokens
+        needed = step.kv.blocks_for(request.num_tokens - start)
+        if needed > free:
+            break
+        free -= needed
+        found.add(start, request.num_tokens)
+    times = 1.0
+    if found.count == _LOOKED_AT:
+        times = min(seats / found.count, blocks / max(blocks - free, 1))
+    prompts.count += round(found.count * times)
+    prompts.tokens += round(found.tokens * times)
+    prompts.worth += found.worth * times
+    return round(found.count * times) < len(waiting)

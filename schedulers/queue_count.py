@@ -1,0 +1,43 @@
+"""How many running queues are worth while: more keep the stages busy, fewer keep the micro-batches large."""
+
+from __future__ import annotations
+
+from ..core.views import TableView
+from .outstanding import Outstanding
+
+
+class QueueCount:
+    """Chosen by what steps cost here: with k micro-batches of n tokens a revolution takes
+    ``max(k * slowest(n), around(n))``, since either the slowest stage never rests or a micro-batch waits for itself.
+
+    So there are as many as stages, more where links and the host take time on the way round, fewer where one stage is
+    much slower than the others. Looked at again once a revolution.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._look_again_at = 0
+
+    def choose(self, table: TableView, work: Outstanding, largest: int) -> int:
+        """With micro-batches of up to ``largest`` tokens. Without measurements, as many as stages."""
+        timing, stages = table.timing, table.num_stages
+        tokens = max(1, work.num_decodes + work.prompt_tokens)
+        trip = timing.round_trip(min(largest, tokens / (self.count or stages)))
+        if trip is None:
+            self.count = min(len(table.queues), stages)
+        elif not self.count or timing.num_steps >= self._look_again_at:
+            times = []
+            for count in range(1, min(len(table.queues), tokens) + 1):
+                size = min(largest, -(-tokens // count))
+                revolution = max(count * trip.slowest.at(size), trip.around.at(size))
+                times.append(revolution / min(count * size, tokens))
+            self.count = self._best(times, stages)
+            self._look_again_at = timing.num_steps + self.count
+        return self.count
+
+    def _best(self, times: list[float], stages: int) -> int:
+        """The count with the least seconds a token; not another one for a small gain."""
+        for count, indifferent in ((stages, 0.01), (self.count, 0.03)):
+            if 0 < count <= len(times) and times[count - 1] <= min(times) * (1.0 + indifferent):
+                return count
+        return times.index(min(times)) + 1
