@@ -12,6 +12,7 @@ from llm_engine.core.outputs import FinishReason
 from llm_engine.core.request import RequestState
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import StepPlan, StepResult
+from llm_engine.engine.retirement import UnexpectedResult
 from llm_engine.kvcache.resources import BaseResourceManager
 from llm_engine.schedulers.base import Scheduler
 from llm_engine.schedulers.capacities.max_utilization import MaxUtilization
@@ -278,11 +279,15 @@ def test_a_late_result_of_a_life_before_the_pause_is_not_counted() -> None:
     assert driver.outcomes[1].tokens == driver.expected(1)
 
 
-def test_a_result_of_another_epoch_is_dropped() -> None:
+def test_a_result_of_an_earlier_epoch_is_dropped_and_one_that_nobody_asked_for_refused() -> None:
     driver = CoreDriver()
     driver.add(PROMPT, 4)
     driver.schedule()
-    assert driver.core.retire(StepResult(epoch=7, step=1, tokens=[1]), 0.0) is None
+    assert driver.core.retire(StepResult(epoch=-1, step=1, tokens=[1]), 0.0) is None
+    for epoch, step, tokens in ((7, 1, [1]), (0, 2, [1]), (0, 1, []), (0, 1, [1, 2])):
+        with pytest.raises(UnexpectedResult, match="it answered"):
+            driver.core.retire(StepResult(epoch, step, tokens), 0.0)
+        driver.check()
     driver.run()
     assert driver.outcomes[0].tokens == driver.expected(0)
 
