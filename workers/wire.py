@@ -130,6 +130,7 @@ class Fed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     tokens: list[int]
 
 
+_DECODE_COLUMNS = ("decode slots", "decode positions", "decode tokens")
 _encoder = msgspec.msgpack.Encoder()
 _plan_heads = msgspec.msgpack.Decoder(PlanHead)
 _output_heads = msgspec.msgpack.Decoder(OutputHead)
@@ -178,10 +179,10 @@ def decode_plan(head_frame: Buffer, column_frame: Buffer, bounds: PlanBounds) ->
         raise WireError(f"{len(column_frame)} bytes of columns for {head.num_decodes} decode rows")
     block = np.frombuffer(column_frame, np.int64).reshape(num_columns, -1).copy()  # aligned
     if head.num_decodes:
-        _within("decode slots", block[1], bounds.max_num_seqs)
-        _within("decode positions", block[2], bounds.max_model_len)
-        if num_columns == 4:
-            _within("decode tokens", block[3], bounds.vocab_size)
+        lows, highs = block.min(axis=1).tolist(), block.max(axis=1).tolist()
+        limits = (bounds.max_num_seqs, bounds.max_model_len, bounds.vocab_size)
+        for name, low, high, limit in zip(_DECODE_COLUMNS, lows[1:], highs[1:], limits, strict=False):
+            _within(name, (low, high), limit)
     columns: Any = block  # rows of it serve as sequences of ints
     return StepPlan(
         queue=head.queue,
@@ -277,7 +278,7 @@ def _check_start(start: RequestStart, bounds: PlanBounds) -> None:
         _within("blocks", start.block_ids, bounds.num_blocks)
 
 
-def _within(what: str, values: Any, limit: int) -> None:
-    low, high = (values.min(), values.max()) if isinstance(values, np.ndarray) else (min(values), max(values))
+def _within(what: str, values: Sequence[int], limit: int) -> None:
+    low, high = min(values), max(values)
     if low < 0 or high >= limit:
         raise WireError(f"{what} from {low} to {high}: 0 to {limit - 1} is allowed")
