@@ -71,9 +71,14 @@ class MicroBatch(abc.ABC):
         return num_stages
 
     def visit(self, table: TableView) -> Iterator[QueueView]:
-        """The queues to make a plan for, in turn: the first that comes to something is taken."""
+        """The queues to make a plan for, in turn: the first that comes to something is taken.
+
+        Idle ones; then, with as many micro-batches in flight as there are queues, one of them once more. That one keeps
+        the first stage fed while the books catch up; were there one for each queue, a newcomer would wait behind all.
+        """
         yield from table.idle_queues()
-        yield from table.queues_to_look_ahead()
+        if sum(queue.in_flight for queue in table.queues) <= max(len(table.queues), table.num_stages):
+            yield from table.queues_to_look_ahead()
 
     @abc.abstractmethod
     def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:

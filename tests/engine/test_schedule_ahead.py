@@ -146,6 +146,21 @@ def test_who_moved_into_a_queue_in_flight_goes_ahead_with_it() -> None:
     assert all(driver.outcomes[i].tokens == driver.expected(i) for i in range(3))
 
 
+def test_one_micro_batch_more_than_there_are_queues() -> None:
+    """More would only make newcomers wait behind more; and each queue gets its turn."""
+    driver = decoding(*([first] * 4 for first in range(3)), num_queues=3, num_stages=1, max_num_batched_tokens=4)
+    plans = [pushed(driver) for _ in range(4)]
+    assert [plan.queue for plan in plans] == [0, 1, 2, 0]
+    assert driver.schedule() is None
+    for queue in (1, 2, 0, 1):
+        driver.retire()
+        plan = pushed(driver)
+        assert (plan.queue, driver.schedule()) == (queue, None)
+        assert plan.feeds_from is not None
+    driver.run()
+    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in range(3))
+
+
 def test_several_stages_look_ahead_when_enough_micro_batches_stand_before() -> None:
     driver = ahead_driver(num_queues=2, num_stages=3, late_feeds=True)
     driver.add([1, 2, 3], 9)
@@ -393,28 +408,28 @@ def test_a_token_of_a_life_before_the_pause_is_fed_after_the_new_start_and_read_
 def test_who_is_paused_with_two_steps_in_flight_is_recomputed_from_what_it_was_told(num_failing: int) -> None:
     """A failed step takes back what was published behind it, and whoever published is recomputed: the one case in
     which a decode in flight is paused. That a step of its former life fails as well does not concern it any more."""
-    driver = decoding(PROMPT[:7], [31, 32, 33, 34, 35, 36, 37], num_queues=2, num_stages=2, late_feeds=True,
-                      max_num_batched_tokens=7)  # fmt: skip
-    assert [list(queue.ids) for queue in driver.core.table.queues] == [[0], [1]]
-    pushed(driver)
+    driver = ahead_driver(num_queues=3, num_stages=2, late_feeds=True, max_num_batched_tokens=7, num_blocks=40)
+    failing = driver.add([31, 32, 33, 34, 35, 36, 37], 2)
+    paused, other = driver.add(PROMPT[:7], 9), driver.add([41, 42, 43, 44, 45, 46, 47], 9)
+    assert [pushed(driver).chunk_ids for _ in range(3)] == [[failing], [paused], [other]]
+    while driver.results:
+        driver.retire()
     driver.fail_next = num_failing
-    assert list(pushed(driver).decode_ids) == [1]
+    assert [list(pushed(driver).decode_ids) for _ in range(3)] == [[failing], [paused], [other]]
     publishing = pushed(driver)
-    assert (list(publishing.decode_ids), list(publishing.decode_positions)) == ([0], [8])
+    assert (list(publishing.decode_ids), list(publishing.decode_positions)) == ([paused], [8])
+    known = len(driver.outcomes[paused].tokens)
     driver.retire()
-    assert list(pushed(driver).decode_positions) == [8], "the other's step ahead"
-    assert list(pushed(driver).decode_positions) == [9]
-    known = len(driver.outcomes[0].tokens)
-    driver.retire()
-    assert driver.requests[0].state is RequestState.PAUSED
+    assert driver.requests[paused].state is RequestState.PAUSED
     resumed = pushed(driver)
-    assert (resumed.resumed_ids, resumed.starts[0].slot) == ([0], 0)
+    assert resumed.resumed_ids == [paused]
     while driver.results[0].step < resumed.step:
         driver.retire()
-    assert len(driver.outcomes[0].tokens) == known, "nothing of the former life is told"
+    assert len(driver.outcomes[paused].tokens) == known, "nothing of the former life is told"
     driver.run()
-    assert driver.outcomes[0].tokens == driver.expected(0)
-    assert isinstance(driver.outcomes[1].ends[0].error, RequestFailedError)
+    for request_id in (paused, other):
+        assert driver.outcomes[request_id].tokens == driver.expected(request_id)
+    assert isinstance(driver.outcomes[failing].ends[0].error, RequestFailedError)
 
 
 # -- policies that do and do not know of it
