@@ -56,9 +56,9 @@ class BatchSize:
         ride = max(knee, rows + self._traffic.due(rows, work.prompt_tokens / num_queues), rows + limits.chunk_unit)
         if work.crowded or work.prompt_tokens <= _RIDES * num_queues * (ride - rows):
             self._burst = 0.0
-            return int(min(size, ride))
+            return max(1, int(min(size, ride)))
         self._burst = max(self._burst, burst)
-        return int(size)
+        return max(1, int(size))
 
     @staticmethod
     def knee(table: TableView) -> float:
