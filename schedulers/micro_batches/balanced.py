@@ -86,7 +86,8 @@ class BalancedMicroBatch(MicroBatch):
         budget = step.tokens_left
 
         def fits(start: int) -> bool:
-            step.tokens_left = min(budget, tokens_worth(room, start, price))
+            least = 0 if step.plan.num_rows else 1  # a token whose history costs too much, rather than nothing for ever
+            step.tokens_left = min(budget, max(least, tokens_worth(room, start, price)))
             return step.has_room
 
         for request in step.table.prefilling.values():
