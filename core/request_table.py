@@ -25,7 +25,18 @@ class RequestTable:
         self.queues = [DecodeQueue(index, block_size) for index in range(num_queues)]
         self._idle = dict.fromkeys(range(num_queues))
         """Indices of the queues with nothing in flight, idle for longest first."""
+        self._flying: dict[int, None] = {}
+        """Indices of the others, pushed longest ago first."""
         self._last_step = 0
+        # Sums over the queues, kept up to date: a look at a thousand queues must not cost a thousand looks.
+        self.num_decoding = 0
+        """Decodes in all queues."""
+        self.num_idle_decodes = 0
+        """Decodes in idle queues."""
+        self.num_joining = 0
+        """Requests whose last chunk is in flight."""
+        self.num_in_flight = 0
+        """Plans that were pushed and have not come back."""
         self.num_tokens_in_flight = 0
         """Tokens of the plans that were pushed and have not come back."""
         self.prefilling: dict[int, Request] = {}
@@ -44,10 +55,6 @@ class RequestTable:
 
     def get(self, request_id: int) -> Request | None:
         return self.requests.get(request_id)
-
-    @property
-    def num_decoding(self) -> int:
-        return sum(len(queue) for queue in self.queues)
 
     @property
     def num_resident(self) -> int:
@@ -72,8 +79,14 @@ class RequestTable:
         if not self.look_ahead:
             return []
         behind = self._last_step - self.num_stages + 1
-        allowed = [q for q in self.queues if 0 < q.in_flight <= self.look_ahead and q.last_pushed <= behind]
-        return sorted(allowed, key=lambda q: q.last_pushed)
+        found = []
+        for index in self._flying:
+            queue = self.queues[index]
+            if queue.last_pushed > behind:
+                break
+            if queue.in_flight <= self.look_ahead:
+                found.append(queue)
+        return found
 
     def is_in_flight(self, request: RequestView) -> bool:
         """Whether a pushed plan carries it; such a request is never paused."""
@@ -96,41 +109,52 @@ class RequestTable:
         del self.prefilling[request.request_id]
         request.move_to(RequestState.DECODING)
         request.queue = queue
-        self.queues[queue].add(request)
+        self._join(request, self.queues[queue])
 
     def move(self, request: Request, queue: int) -> None:
         """Take a decode, all of whose tokens are known, from its queue to another."""
         assert request.queue is not None
-        self.queues[request.queue].remove(request.request_id)
+        self._part(request, self.queues[request.queue])
         request.queue = queue
-        self.queues[queue].add(request)
+        self._join(request, self.queues[queue])
 
     def enter(self, plan: StepPlan) -> None:
         """A plan goes into flight."""
-        queue = self.queues[plan.queue]
+        queue, joining = self.queues[plan.queue], sum(plan.chunk_samples)
+        if queue.idle:
+            del self._idle[plan.queue]
+            self.num_idle_decodes -= len(queue)
+        else:
+            del self._flying[plan.queue]
+        self._flying[plan.queue] = None
         queue.in_flight += 1
-        queue.num_joining += sum(plan.chunk_samples)
+        queue.num_joining += joining
         queue.last_pushed = self._last_step = plan.step
         if len(plan.decode_ids):
             queue.last_decoded = plan.step
-        self._idle.pop(plan.queue, None)
+        self.num_joining += joining
+        self.num_in_flight += 1
         self.num_tokens_in_flight += plan.num_tokens
 
     def come_back(self, plan: StepPlan) -> None:
         """A plan retires, or is lost with its stages."""
-        queue = self.queues[plan.queue]
+        queue, joining = self.queues[plan.queue], sum(plan.chunk_samples)
         queue.in_flight -= 1
         if queue.last_decoded == plan.step:
             queue.last_decoded = None
-        queue.num_joining -= sum(plan.chunk_samples)
+        queue.num_joining -= joining
         if queue.idle:
+            del self._flying[plan.queue]
             self._idle[plan.queue] = None
+            self.num_idle_decodes += len(queue)
+        self.num_joining -= joining
+        self.num_in_flight -= 1
         self.num_tokens_in_flight -= plan.num_tokens
 
     def leave(self, request: Request, state: RequestState) -> None:
         """Take a resident or a waiter off the table's lists: it is paused or finished."""
         if request.queue is not None:
-            self.queues[request.queue].remove(request.request_id)
+            self._part(request, self.queues[request.queue])
             request.queue = None
         self.prefilling.pop(request.request_id, None)
         request.move_to(state)
@@ -139,12 +163,28 @@ class RequestTable:
             del self.requests[request.request_id]
             self.stop_ids -= Counter(request.stop_ids)  # counts that reach zero go with it
 
+    def _join(self, request: Request, queue: DecodeQueue) -> None:
+        queue.add(request)
+        self.num_decoding += 1
+        self.num_idle_decodes += queue.idle
+
+    def _part(self, request: Request, queue: DecodeQueue) -> None:
+        queue.remove(request.request_id)
+        self.num_decoding -= 1
+        self.num_idle_decodes -= queue.idle
+
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where the lists disagree with the requests' states."""
         decoding = [request for queue in self.queues for request in queue]
         for queue in self.queues:
             queue.check_integrity()
         assert sorted(self._idle) == [queue.index for queue in self.queues if queue.idle]
+        flying = sorted((queue for queue in self.queues if not queue.idle), key=lambda queue: queue.last_pushed)
+        assert list(self._flying) == [queue.index for queue in flying]
+        assert self.num_decoding == len(decoding)
+        assert self.num_idle_decodes == sum(len(queue) for queue in self.queues if queue.idle)
+        assert self.num_joining == sum(queue.num_joining for queue in self.queues)
+        assert self.num_in_flight == sum(queue.in_flight for queue in self.queues)
         _check_states(decoding, RequestState.DECODING)
         _check_states(self.prefilling.values(), RequestState.PREFILLING)
         resident = [r for r in self.requests.values() if r.is_resident]

@@ -77,7 +77,7 @@ class MicroBatch(abc.ABC):
         the first stage fed while the books catch up; were there one for each queue, a newcomer would wait behind all.
         """
         yield from table.idle_queues()
-        if sum(queue.in_flight for queue in table.queues) <= max(len(table.queues), table.num_stages):
+        if table.num_in_flight <= max(len(table.queues), table.num_stages):
             yield from table.queues_to_look_ahead()
 
     @abc.abstractmethod

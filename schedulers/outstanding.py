@@ -51,18 +51,18 @@ def tokens_worth(room: float, start: int, history_price: float) -> int:
 
 def outstanding(step: SchedulingPass, waiting: Ordering, capacity: Capacity, history_price: float = 0.0) -> Outstanding:
     """Look at who decodes and prefills, and at the first of the waiting."""
-    queues, prompts = step.table.queues, _Prompts(history_price)
-    for request in step.table.prefilling.values():
+    table, prompts = step.table, _Prompts(history_price)
+    for request in table.prefilling.values():
         if request.num_tokens > request.num_computed_tokens:
             prompts.add(request.num_computed_tokens, request.num_tokens)
     crowded = bool(len(waiting)) and _add_admissible(prompts, step, waiting, capacity)
     return Outstanding(
-        num_decodes=sum(len(queue) + queue.num_joining for queue in queues),
+        num_decodes=table.num_decoding + table.num_joining,
         prompt_tokens=prompts.tokens,
         num_prompts=prompts.count,
         mean_worth=prompts.worth / prompts.tokens if prompts.tokens else 1.0,
-        idle_decodes=sum(len(queue) for queue in queues if queue.idle),
-        tokens_in_flight=step.table.num_tokens_in_flight,
+        idle_decodes=table.num_idle_decodes,
+        tokens_in_flight=table.num_tokens_in_flight,
         crowded=crowded,
     )
 

@@ -38,7 +38,7 @@ class BalancedMicroBatch(MicroBatch):
         """Idle queues, then, with one micro-batch in flight for each queue in use, one of them once more."""
         in_use = self._queues.count or table.num_stages
         yield from (queue for queue in table.idle_queues() if queue.index < in_use or len(queue))
-        if sum(queue.in_flight for queue in table.queues) <= max(in_use, table.num_stages):
+        if table.num_in_flight <= max(in_use, table.num_stages):
             yield from table.queues_to_look_ahead()
 
     def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:
@@ -72,7 +72,7 @@ class BalancedMicroBatch(MicroBatch):
     def _level(step: SchedulingPass, in_use: int, share: int) -> None:
         """Hand the queue's rows above its share to the shortest others, as many as fill them up to theirs."""
         spare = list(step.queue.ids)[share:]
-        fair = -(-(sum(len(q) + q.num_joining for q in step.table.queues)) // in_use)
+        fair = -(-(step.table.num_decoding + step.table.num_joining) // in_use)
         others = [q for q in step.table.queues if q.index < in_use and q.index != step.queue.index]
         for other in sorted(others, key=lambda q: len(q) + q.num_joining):
             room = max(0, fair - len(other) - other.num_joining)
