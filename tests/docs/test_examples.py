@@ -13,7 +13,14 @@ import pytest
 from llm_engine import LLM
 from tests.docs.pages import Block, assert_printed, blocks_of, run_python
 
-PAGES = ("README.md", "docs/embedding.md", "docs/schedulers.md", "docs/kvcache.md", "docs/operations.md")
+PAGES = (
+    "README.md",
+    "docs/embedding.md",
+    "docs/schedulers.md",
+    "docs/kvcache.md",
+    "docs/operations.md",
+    "docs/simulation.md",
+)
 MOST_NOT_RUN = 0
 """How many blocks may be marked ``<!-- not run -->``; those that ask a server run in another file."""
 
