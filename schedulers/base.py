@@ -63,6 +63,18 @@ class Capacity(abc.ABC):
         """Whether a waiting request may become resident now. Does not change ``step``."""
 
 
+def first_of_the_empty(queues: Iterable[QueueView]) -> Iterator[QueueView]:
+    """The idle queues less those without decodes but the first: they are alike, and what one has no use for, no other
+    has. With a thousand stages most may be empty."""
+    found = False
+    for queue in queues:
+        if queue.ids:
+            yield queue
+        elif not found:
+            found = True
+            yield queue
+
+
 class MicroBatch(abc.ABC):
     """What runs now, under token, sequence and chunk limits."""
 
@@ -76,7 +88,7 @@ class MicroBatch(abc.ABC):
         Idle ones; then, with as many micro-batches in flight as there are queues, one of them once more. That one keeps
         the first stage fed while the books catch up; were there one for each queue, a newcomer would wait behind all.
         """
-        yield from table.idle_queues()
+        yield from first_of_the_empty(table.idle_queues())
         if table.num_in_flight <= max(len(table.queues), table.num_stages):
             yield from table.queues_to_look_ahead()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...core.views import QueueView, RequestView, TableView
-from ..base import Capacity, MicroBatch, Ordering, Verdict
+from ..base import Capacity, MicroBatch, Ordering, Verdict, first_of_the_empty
 from ..batch_size import BatchSize
 from ..filling import Turns, runnable_decodes, start_prompt, take_chunk, take_decodes
 from ..outstanding import outstanding, tokens_worth, worth
@@ -37,7 +37,8 @@ class BalancedMicroBatch(MicroBatch):
     def visit(self, table: TableView) -> Iterator[QueueView]:
         """Idle queues, then, with one micro-batch in flight for each queue in use, one of them once more."""
         in_use = self._queues.count or table.num_stages
-        yield from (queue for queue in table.idle_queues() if queue.index < in_use or len(queue))
+        idle = table.idle_queues()
+        yield from first_of_the_empty(queue for queue in idle if queue.index < in_use or queue.ids)
         if table.num_in_flight <= max(in_use, table.num_stages):
             yield from table.queues_to_look_ahead()
 
