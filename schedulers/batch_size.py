@@ -48,16 +48,13 @@ class BatchSize:
             return limits.max_num_batched_tokens
         knee, stages, rows = self.knee(table), table.num_stages, work.num_decodes / num_queues
         size = float(limits.max_num_batched_tokens)
-        burst = 0.0
         if stages > 1:
             fixed = _FIXED_SHARE * knee + work.num_prompts / (2 * stages)
-            burst = math.sqrt(fixed * work.prompt_tokens / (stages - 1))
-            size = min(size, max(knee, rows + max(burst, self._burst)))
-        ride = max(knee, rows + self._traffic.due(rows, work.prompt_tokens / num_queues), rows + limits.chunk_unit)
-        if work.crowded or work.prompt_tokens <= _RIDES * num_queues * (ride - rows):
-            self._burst = 0.0
-            return max(1, int(min(size, ride)))
-        self._burst = max(self._burst, burst)
+            self._burst = max(self._burst, math.sqrt(fixed * work.prompt_tokens / (stages - 1)))
+            size = min(size, max(knee, rows + self._burst))
+        if work.crowded or work.prompt_tokens <= _RIDES * num_queues * (knee - rows):
+            due = self._traffic.due(rows, work.prompt_tokens / num_queues)
+            size = min(size, max(knee, rows + due, rows + limits.chunk_unit))
         return max(1, int(size))
 
     @staticmethod
