@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...core.views import QueueView, RequestView, TableView
-from ..base import Capacity, MicroBatch, Ordering, Verdict, first_of_the_empty
+from ..base import Capacity, MicroBatch, Ordering, Verdict
 from ..batch_size import BatchSize
 from ..filling import Turns, runnable_decodes, start_prompt, take_chunk, take_decodes
 from ..outstanding import outstanding, tokens_worth, worth
@@ -38,7 +38,9 @@ class BalancedMicroBatch(MicroBatch):
         """Idle queues, then, with one micro-batch in flight for each queue in use, one of them once more."""
         in_use = self._queues.count or table.num_stages
         idle = table.idle_queues()
-        yield from first_of_the_empty(queue for queue in idle if queue.index < in_use or queue.ids)
+        # Of those without decodes only the lowest: the count is chosen anew while one forms, and may leave others out.
+        empty = min((queue.index for queue in idle if not queue.ids), default=in_use)
+        yield from (queue for queue in idle if queue.ids or queue.index == empty < in_use)
         if table.num_in_flight <= max(in_use, table.num_stages):
             yield from table.queues_to_look_ahead()
 
