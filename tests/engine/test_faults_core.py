@@ -274,14 +274,19 @@ def test_logprobs_and_sampled_tokens_are_those_of_an_undisturbed_run(death_after
 
 # -- random lives
 
-deaths = st.tuples(st.just("die"), st.sampled_from([True, True, True, False]), st.booleans())
-"""(replay, whether all that can be pushed is in flight)"""
+deaths = st.tuples(
+    st.just("die"), st.sampled_from([True, True, True, False]), st.booleans(), st.sampled_from([True, True, False])
+)
+"""(replay, whether all that can be pushed is in flight, whether new stages come at once)"""
+advances = st.tuples(st.just("advance"), st.integers(1, 6))
+"""So many results, with all in flight that can be."""
 returns = st.tuples(st.just("come back"))
 deadly_lives = st.lists(
     st.one_of(
-        *[arrivals, st.tuples(st.just("schedule"), st.integers(1, 4)), st.tuples(st.just("retire"), st.integers(1, 3))]
-        * 4,
-        *[deaths, returns] * 2,
+        *[arrivals, advances] * 4,
+        *[st.tuples(st.just("schedule"), st.integers(1, 4)), st.tuples(st.just("retire"), st.integers(1, 3))] * 2,
+        deaths,
+        returns,
         st.tuples(st.just("abort"), st.integers(0, 20)),
         failures,
     ),
@@ -323,10 +328,18 @@ def live(driver: CoreDriver, todo: list[Any]) -> set[int]:
             case ("fail", count, stage):
                 driver.fail_next += count
                 driver.failing_stage = stage
-            case ("die", replay, busy):
+            case ("advance", count):
+                for _ in range(count):
+                    while driver.schedule() is not None:
+                        pass
+                    if driver.results:
+                        driver.retire()
+            case ("die", replay, busy, returns_at_once):
                 while busy and driver.schedule() is not None:
                     pass
                 die(driver, replay)
+                if returns_at_once:
+                    driver.come_back()
             case ("come back",) if not driver.stages:
                 driver.come_back()
     driver.fail_next = 0
