@@ -159,11 +159,14 @@ class ParallelConfig:
         parse_layer_partition(self.pipeline_layer_partition, self.pipeline_parallel_size)
         parse_stage_cpus(self.stage_cpus, self.pipeline_parallel_size)
         parse_stage_devices(self.stage_devices, self.pipeline_parallel_size)
-        if parse_remote_stages(self.remote_stages, self.pipeline_parallel_size):
-            for name in ("pipeline_address", "pipeline_key"):
-                if getattr(self, name) is None:
-                    raise ConfigError(name, None, "one, where remote_stages are to join")
         check_pipeline_address(self.pipeline_address)
+        if self.pipeline_address is not None and self.pipeline_key is None:
+            raise ConfigError("pipeline_key", None, "a key file: nothing is open to other hosts without one")
+        if parse_remote_stages(self.remote_stages, self.pipeline_parallel_size):
+            if self.pipeline_address is None:
+                raise ConfigError("pipeline_address", None, "one, for remote_stages to join at")
+            if self.executor not in ("auto", "zmq"):
+                raise ConfigError("executor", self.executor, "auto or zmq with remote_stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

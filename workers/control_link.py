@@ -58,7 +58,7 @@ EXIT_LOST = 5
 
 GRACE_SECONDS = 1.0
 """How long the main thread may take to come to an end once it is told to."""
-ENGINE_SILENT_SECONDS = 5.0
+ENGINE_SILENT_SECONDS = 3.0
 """A remote engine speaks every half second; one that is silent for so long is gone."""
 _MAX_HANDSHAKES = 3
 _PR_SET_PDEATHSIG = 1

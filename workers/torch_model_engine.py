@@ -126,7 +126,8 @@ class TorchModelEngine:
             slot_mapping=self._tensor(batch.slot_mapping),
             plan=AttentionPlan.build(batch, block_size=self._block_size, device=self._device),
         )
-        inputs = self._tensor(batch.token_ids) if decoder.stage.is_first else hidden
+        # From another process a hidden state comes in the host's memory.
+        inputs = self._tensor(batch.token_ids) if decoder.stage.is_first else hidden.to(self._device)
         return decoder.forward(inputs, self._tensor(batch.logit_rows), step)
 
     def release(self) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.config import EngineConfig
+from ...core.config import EngineConfig, ParallelConfig
 from ...core.errors import ConfigError
 from ...core.registry import Registry
 from ...core.stage_settings import parse_remote_stages
 from ...workers.model_engine import ModelEngine, Progress
-from ...workers.placement import place_stages, read_cores
+from ...workers.placement import StagePlacement, place_stages, read_cores
 from ...workers.sampler import BatchSampler, SamplerFactory
 from ...workers.stage_model import importable_name
 from .base import Executor
@@ -46,7 +46,10 @@ def make_executor(spec: ExecutorSpec) -> Executor:
 
 def _best(spec: ExecutorSpec) -> str:
     """Several stages are faster as processes; what cannot be imported there has to stay here."""
-    if spec.config.parallel.pipeline_parallel_size == 1:
+    parallel = spec.config.parallel
+    if parallel.remote_stages is not None:
+        return "zmq"
+    if parallel.pipeline_parallel_size == 1:
         return "inproc"
     try:
         _names_of(spec)
@@ -85,6 +88,7 @@ def make_zmq(spec: ExecutorSpec) -> Executor:
 
     model_engine, sampler = _names_of(spec)
     parallel = spec.config.parallel
+    remote = parse_remote_stages(parallel.remote_stages, parallel.pipeline_parallel_size)
     settings = StageSettings(
         config=spec.config,
         block_size=spec.block_size or DEFAULT_BLOCK_SIZE,
@@ -92,8 +96,22 @@ def make_zmq(spec: ExecutorSpec) -> Executor:
         model_path=spec.model_path,
         model_engine=model_engine,
         sampler=sampler,
-        placements=place_stages(parallel, read_cores()),
-        remote=parse_remote_stages(parallel.remote_stages, parallel.pipeline_parallel_size),
+        placements=_place(parallel, remote),
+        remote=remote,
         key=None if parallel.pipeline_key is None else read_key(Path(parallel.pipeline_key)),
     )
     return ZmqExecutor(settings, spec.progress)
+
+
+def _place(parallel: ParallelConfig, remote: frozenset[int]) -> dict[int, StagePlacement]:
+    """Where the stages of this host compute: they alone share its cores."""
+    local = [stage for stage in range(parallel.pipeline_parallel_size) if stage not in remote]
+    if not local:
+        return {}
+    if not remote or parallel.stage_cpus not in ("auto", "none"):
+        placements = place_stages(parallel, read_cores())
+        return {stage: placements[stage] for stage in local}
+    alone = ParallelConfig(
+        pipeline_parallel_size=len(local), cpu_threads=parallel.cpu_threads, stage_cpus=parallel.stage_cpus
+    )
+    return dict(zip(local, place_stages(alone, read_cores()), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from ...workers.links import Outbound
 from ...workers.pipeline_key import PipelineKey
 from ...workers.placement import StagePlacement
 from ...workers.stage_sockets import connected
-from ...workers.wire import WIRE_VERSION
+from ...workers.wire import WIRE_VERSION, WireError
 from .base import ExecutorInfo
 from .pool import choose_num_blocks, sum_up
 from .zmq_addresses import ENGINE, Links, SocketFolder
@@ -44,7 +44,8 @@ class StageSettings:
     """``module:qualname`` of what makes a stage's model engine, in place of the checkpoint."""
     sampler: str
     """``module:qualname``."""
-    placements: Sequence[StagePlacement]
+    placements: Mapping[int, StagePlacement]
+    """Of the stages on this host."""
     remote: frozenset[int] = frozenset()
     """Stages that are started by hand, elsewhere."""
     key: PipelineKey | None = None
@@ -117,6 +118,8 @@ class Bringup:
 
     def take_loaded(self, stage: StageRecord, loaded: Loaded) -> None:
         """Once all are loaded, tell them how large the pool is and who follows whom."""
+        if stage.info is not None:
+            raise WireError("it has loaded already")
         stage.info, stage.addresses, stage.memory = loaded.info, loaded.addresses, loaded.memory
         infos = [stage.info for stage in self._stages if stage.info is not None]
         if len(infos) < len(self._stages):
@@ -140,6 +143,8 @@ class Bringup:
 
     def take_ready(self, stage: StageRecord) -> None:
         """Once all are ready, try every link."""
+        if stage.ready or not self._num_blocks:
+            raise WireError("it is ready too early, or once more")
         stage.ready = True
         if all(stage.ready for stage in self._stages):
             socket = connected(self._context, self._address(ENGINE, 0), self._settings.key)

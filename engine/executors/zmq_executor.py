@@ -30,6 +30,8 @@ _REAP_TICK = 0.02
 _ANNOUNCE_SECONDS = 3.0
 """After so long it is said which stages of other hosts are waited for."""
 _SHUTDOWN_SECONDS = 10.0
+_LOOK_AGAIN = 60.0
+"""Only so that no wait is endless."""
 
 
 class ZmqExecutor(Executor):
@@ -96,7 +98,7 @@ class ZmqExecutor(Executor):
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with self._owning:
             look_at = 0.0
-            while (group := self._group) is not None:
+            while (group := self._group) is not None and not self._stopping.is_set():
                 result = group.take_result()
                 if result is not None:
                     return result
@@ -113,7 +115,7 @@ class ZmqExecutor(Executor):
                     return None
                 if self._wait(group, min(_TICK, deadline - now)):
                     look_at = 0.0
-            return None
+        return self._waker.wait(deadline)  # before the start, or after the end
 
     def wake(self) -> None:
         self._waker.wake()
@@ -213,6 +215,17 @@ class _Waker:
         except BlockingIOError:
             return False
         return True
+
+    def wait(self, deadline: float) -> Wake | None:
+        """Until it is woken, or the deadline on ``time.monotonic`` has passed."""
+        poller = zmq.Poller()
+        poller.register(self.fd, zmq.POLLIN)
+        while not self.take():
+            left = min(deadline - time.monotonic(), _LOOK_AGAIN)
+            if left <= 0:
+                return None
+            poller.poll(math.ceil(left * 1000))
+        return Wake()
 
     def __del__(self) -> None:
         os.close(self.fd)

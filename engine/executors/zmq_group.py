@@ -154,6 +154,9 @@ class StageGroup:
                 offsets = [0.0 if stage.clock is None else stage.clock.seconds for stage in self.stages]
                 result = on_engines_clock(result, offsets)
             return result
+        if self.info is not None:
+            self.fail(self._last, f"stage {self._last} sent nonsense: a probe that nobody sent")
+            return None
         self.info = self._bringup.serve()
         self._results.vocab_size = self.info.model.vocab_size
         return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from llm_engine.core.config import EngineConfig
+from llm_engine.core.config import EngineConfig, ParallelConfig
 from llm_engine.core.errors import ConfigError
 from llm_engine.core.stage_settings import (
     SPLIT_NAMES,
+    check_pipeline_address,
     check_split,
     parse_layer_partition,
+    parse_remote_stages,
     parse_stage_cpus,
     parse_stage_devices,
 )
@@ -90,3 +92,52 @@ def test_other_stage_devices_are_refused(text: str) -> None:
         EngineConfig.of(pipeline_parallel_size=2, stage_devices=text)
     assert (caught.value.field, caught.value.value) == ("stage_devices", text)
     assert caught.value.allowed == "2 device numbers, from 0, with commas between"
+
+
+def test_remote_stages_are_numbers_of_stages() -> None:
+    assert parse_remote_stages(None, 4) == frozenset()
+    assert parse_remote_stages("1,3", 4) == {1, 3}
+
+
+@pytest.mark.parametrize("text", ["", "4", "-1", "a", "1,", "1;2"])
+def test_other_remote_stages_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="numbers of stages, from 0 to 3"):
+        parse_remote_stages(text, 4)
+
+
+@pytest.mark.parametrize("address", [None, "tcp://10.0.0.1:5600", "tcp://host.example:1", "tcp://[::1]:5600"])
+def test_addresses_that_others_can_reach(address: str | None) -> None:
+    check_pipeline_address(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "5600", "host:5600", "ipc:///tmp/x", "tcp://host", "tcp://*:5600", "tcp://0.0.0.0:5600", "tcp://[::]:5600",
+     "tcp://host:0", "tcp://host:99999", "tcp://:5600"],
+)  # fmt: skip
+def test_other_addresses_are_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"tcp://HOST:PORT"):
+        check_pipeline_address(address)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"remote_stages": "1"}, "pipeline_address"),
+        ({"pipeline_address": "tcp://10.0.0.1:5600"}, "pipeline_key"),
+        ({"remote_stages": "1", "pipeline_address": "tcp://10.0.0.1:5600"}, "pipeline_key"),
+        (
+            {
+                "remote_stages": "1",
+                "pipeline_address": "tcp://10.0.0.1:5600",
+                "pipeline_key": "key",
+                "executor": "inproc",
+            },
+            "executor",
+        ),
+    ],
+)
+def test_what_remote_stages_need(settings: dict[str, str], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ParallelConfig(pipeline_parallel_size=2, **settings)  # type: ignore[arg-type]
+    assert caught.value.field == field

@@ -94,7 +94,7 @@ def stage_of(joined: subprocess.Popen[str]) -> psutil.Process:
     return stage
 
 
-@pytest.mark.parametrize("remote", ["1", "0", "0,2", "0,1,2"])
+@pytest.mark.parametrize("remote", ["1", "0,2", "0,1,2"])
 def test_stages_join_over_tcp_wherever_they_stand_in_the_pipeline(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch, remote: str
 ) -> None:
@@ -172,15 +172,19 @@ def test_strangers_at_the_door_are_not_let_in(
     executor = toy_executor(2, remote_stages="1", **hosts.settings)
     executor.start()
     host, _, port = hosts.address.removeprefix("tcp://").rpartition(":")
-    with zmq.Context() as context, caplog.at_level(logging.ERROR):
-        with context.socket(zmq.DEALER) as plain, socket.create_connection((host, int(port))) as raw:
-            plain.linger = 0
-            plain.connect(hosts.address)
-            plain.send_multipart([b"0" * 16, b"hello"])
-            raw.sendall(b"GET / HTTP/1.0\r\n\r\n" * 10)
-            for _ in range(3):
-                check_tokens(executor)
-                assert executor.collect(0.3) is None
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as plain,
+        socket.create_connection((host, int(port))) as raw,
+        caplog.at_level(logging.ERROR),
+    ):
+        plain.linger = 0
+        plain.connect(hosts.address)
+        plain.send_multipart([b"0" * 16, b"hello"])
+        raw.sendall(b"GET / HTTP/1.0\r\n\r\n" * 10)
+        for _ in range(3):
+            check_tokens(executor)
+            assert executor.collect(0.3) is None
     assert "not let in" in caplog.text
     executor.shutdown()
 

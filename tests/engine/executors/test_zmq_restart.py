@@ -198,5 +198,17 @@ def test_waking_is_harmless_at_any_time(start: Callable[..., ZmqExecutor]) -> No
     executor.shutdown()
     executor.wake()
     executor.push(Planner().plan({}))
-    assert executor.collect(0.0) is None
+    assert executor.collect(0.0) == Wake()
     executor.shutdown()
+
+
+def test_collect_before_the_start_and_after_the_end_waits_for_a_wake() -> None:
+    executor = toy_executor()
+    for _ in range(2):
+        began = time.monotonic()
+        assert executor.collect(0.05) is None
+        assert time.monotonic() - began >= 0.04
+        executor.wake()
+        assert executor.collect(None) == Wake()
+        executor.shutdown()
+        assert executor.collect(0.0) == Wake(), "shutdown wakes whoever collects"
