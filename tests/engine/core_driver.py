@@ -100,9 +100,11 @@ class CoreDriver:
         window: int | None = None,
         resources: Sequence[BaseResourceManager] = (),
         scheduler: Scheduler | None = None,
+        preset: str = "default",
     ) -> None:
         """``late_feeds``: the ring brings the first of several stages a token when it cannot go on without it, no
         sooner."""
+        self._readings = 0
         self.window = window
         self.late_feeds = late_feeds
         rows, unit = max_micro_batch_seqs or max_num_seqs, chunk_unit or block_size
@@ -110,7 +112,8 @@ class CoreDriver:
         self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=caching, sliding_window=window)
         managers = ResourceManager(resources)
         self.core = EngineCore(
-            self.limits, self.kv, scheduler or make_scheduler(SchedulerConfig(), self.limits, managers), managers,
+            self.limits, self.kv,
+            scheduler or make_scheduler(SchedulerConfig(scheduler=preset), self.limits, managers), managers,
             num_queues=num_queues, num_stages=num_stages or num_queues, look_ahead=look_ahead,
             scheduler_name="under-test",
         )  # fmt: skip
@@ -136,6 +139,10 @@ class CoreDriver:
             stage.allocate(self.kv.pool.num_blocks, self.kv.block_size)
         return stages
 
+    def _stage_clock(self) -> float:
+        self._readings += 1
+        return float(self._readings)
+
     def _make_stage(self, index: int, num_stages: int) -> Stage:
         def on_forward(number: int, batch: StageBatch) -> None:
             if self._failing and index == self.failing_stage % num_stages:
@@ -147,7 +154,7 @@ class CoreDriver:
         self._failing = False
         return Stage(
             toy, BatchSampler, index=index, num_stages=num_stages, max_num_seqs=self.limits.max_num_seqs,
-            feeds_back=self.core.table.look_ahead > 0,
+            feeds_back=self.core.table.look_ahead > 0, clock=self._stage_clock,
         )  # fmt: skip
 
     def add(

@@ -38,7 +38,8 @@ seldom = [st.tuples(st.just("abort"), st.integers(0, 20)), failures]
 lives = st.lists(st.one_of(*often * 5, *seldom), min_size=10, max_size=60)
 shapes = st.fixed_dictionaries(
     {
-        "num_queues": st.integers(1, 3),
+        "preset": st.sampled_from(["greedy", "balanced"]),
+        "num_queues": st.integers(1, 4),
         "num_stages": st.integers(1, 4),
         "look_ahead": st.sampled_from([0, 1, 1]),
         "late_feeds": st.booleans(),
