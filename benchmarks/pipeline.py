@@ -67,7 +67,7 @@ def groups(num_layers: dict[str, int]) -> list[Group]:
     made = []
     for mix in ("decode", "prefill"):
         layers = num_layers["small"]
-        given = {f"{first},{layers - first}": first for first in range(layers // 2 - 1, layers - 2)}
+        given = {f"{first},{layers - first}": first for first in range(layers // 2, layers - 3)}
         made.append(
             Group(
                 f"stages-{mix}", "small", mix, "two stages on a core each against one stage on one core",
@@ -75,7 +75,7 @@ def groups(num_layers: dict[str, int]) -> list[Group]:
                     Row("1 stage, 1 core", one_stage()),
                     Row("2 stages, automatic split", two_stages()),
                     *(Row(f"2 stages, {text}", two_stages(pipeline_layer_partition=text)) for text in given),
-                    Row("1 stage, 2 threads", {"executor": "inproc", "cpu_threads": 2}),
+                    Row("1 stage, 2 threads", one_stage(stage_cpus="0-1", cpu_threads=2)),
                     Row("4 stages", two_stages(pipeline_parallel_size=4, stage_cpus="0;1;0;1")),
                 ],
             )

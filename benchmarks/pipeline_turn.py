@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.workloads import Workload, make_prompts
 
 MIXES = {
-    "decode": Workload(64, 0, 32, 128),
+    "decode": Workload(128, 0, 32, 64),
     "prefill": Workload(32, 0, 512, 8),
     "many": Workload(256, 0, 64, 64),
     "prompt": Workload(1, 0, 2048, 2),
