@@ -41,6 +41,8 @@ class RequestTable:
         """Tokens of the plans that were pushed and have not come back."""
         self.prefilling: dict[int, Request] = {}
         """Residents that still compute known tokens, in the order they were admitted."""
+        self.unfilled: dict[int, Request] = {}
+        """Those of them with tokens that no plan carries yet, in the same order."""
         self.stop_ids: Counter[int] = Counter()
         """How many of the living each id would end: one set test tells that a step stopped nobody."""
 
@@ -101,12 +103,21 @@ class RequestTable:
         self.requests[request.request_id] = request
         self.stop_ids.update(request.stop_ids)
 
-    def start_prefill(self, request: Request) -> None:
+    def start_prefill(self, request: Request, num_computed: int = 0) -> None:
+        """It becomes a resident whose first ``num_computed`` tokens are in the cache, not all of them."""
         request.move_to(RequestState.PREFILLING)
-        self.prefilling[request.request_id] = request
+        request.num_computed_tokens = num_computed
+        self.prefilling[request.request_id] = self.unfilled[request.request_id] = request
+
+    def fill_to(self, request: Request, position: int) -> None:
+        """A plan carries its tokens up to this position."""
+        request.num_computed_tokens = position
+        if position == request.num_tokens:
+            del self.unfilled[request.request_id]
 
     def start_decode(self, request: Request, queue: int) -> None:
         del self.prefilling[request.request_id]
+        self.unfilled.pop(request.request_id, None)
         request.move_to(RequestState.DECODING)
         request.queue = queue
         self._join(request, self.queues[queue])
@@ -157,6 +168,7 @@ class RequestTable:
             self._part(request, self.queues[request.queue])
             request.queue = None
         self.prefilling.pop(request.request_id, None)
+        self.unfilled.pop(request.request_id, None)
         request.move_to(state)
         request.num_computed_tokens = 0
         if state is RequestState.FINISHED:
@@ -181,6 +193,8 @@ class RequestTable:
         assert sorted(self._idle) == [queue.index for queue in self.queues if queue.idle]
         flying = sorted((queue for queue in self.queues if not queue.idle), key=lambda queue: queue.last_pushed)
         assert list(self._flying) == [queue.index for queue in flying]
+        rest = [r.request_id for r in self.prefilling.values() if r.num_computed_tokens < r.num_tokens]
+        assert list(self.unfilled) == rest
         assert self.num_decoding == len(decoding)
         assert self.num_idle_decodes == sum(len(queue) for queue in self.queues if queue.idle)
         assert self.num_joining == sum(queue.num_joining for queue in self.queues)

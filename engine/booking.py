@@ -41,7 +41,7 @@ def book(core: EngineCore, plan: StepPlan, now: float) -> None:
         assert request.slot is not None
         plan.chunk_slots.append(request.slot)
         plan.chunk_starts.append(start)
-        request.num_computed_tokens = start + num_tokens
+        core.table.fill_to(request, start + num_tokens)
         plan.chunk_samples.append(request.num_computed_tokens == request.num_tokens)
         core.kv.publish(request_id, request.block_hashes, request.num_computed_tokens, plan.step)
 
@@ -110,8 +110,7 @@ def _hold(core: EngineCore, plan: StepPlan, request: Request, now: float) -> int
     )
     request.slot = core.slots.acquire()
     request.start_step = plan.step
-    core.table.start_prefill(request)
-    request.num_computed_tokens = cached
+    core.table.start_prefill(request, cached)
     if request.num_cached_tokens is None:
         request.num_cached_tokens = cached
     if resumed:

@@ -52,9 +52,8 @@ def tokens_worth(room: float, start: int, history_price: float) -> int:
 def outstanding(step: SchedulingPass, waiting: Ordering, capacity: Capacity, history_price: float = 0.0) -> Outstanding:
     """Look at who decodes and prefills, and at the first of the waiting."""
     table, prompts = step.table, _Prompts(history_price)
-    for request in table.prefilling.values():
-        if request.num_tokens > request.num_computed_tokens:
-            prompts.add(request.num_computed_tokens, request.num_tokens)
+    for request in table.unfilled.values():
+        prompts.add(request.num_computed_tokens, request.num_tokens)
     crowded = bool(len(waiting)) and _add_admissible(prompts, step, waiting, capacity)
     return Outstanding(
         num_decodes=table.num_decoding + table.num_joining,

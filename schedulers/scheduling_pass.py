@@ -119,7 +119,7 @@ class SchedulingPass:
             planned = dict(zip(self.plan.chunk_ids, self.plan.chunk_tokens, strict=True))
             self._promised = sum(
                 self._promise_to_resident(request, planned.get(request.request_id, 0))
-                for request in self.table.prefilling.values()
+                for request in self.table.unfilled.values()
                 if not self.is_paused(request.request_id)
             ) + sum(self._promise_to_admitted(request, planned[request.request_id]) for request in self.admitted)
         return self._promised
@@ -133,8 +133,6 @@ class SchedulingPass:
         return self._resources.shortage(request)
 
     def _promise_to_resident(self, request: RequestView, planned: int) -> int:
-        if request.num_computed_tokens == request.num_tokens:
-            return 0
         rest = self.kv.blocks_to_grow(request.request_id, request.num_tokens)
         rest -= self.kv.blocks_to_grow(request.request_id, request.num_computed_tokens + planned)
         return min(rest, self.peak_blocks(request))

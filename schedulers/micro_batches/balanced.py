@@ -93,10 +93,8 @@ class BalancedMicroBatch(MicroBatch):
             step.tokens_left = min(budget, max(least, tokens_worth(room, start, price)))
             return step.has_room
 
-        for request in step.table.prefilling.values():
+        for request in step.table.unfilled.values():
             start = request.num_computed_tokens
-            if start == request.num_tokens:
-                continue  # its last chunk is in flight
             if not fits(start):
                 return
             used = take_chunk(step, request, capacity)

@@ -17,7 +17,7 @@ class GreedyMicroBatch(MicroBatch):
 
     def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:
         take_decodes(step, self._turns.take(step, runnable_decodes(step)), capacity)
-        for request in step.table.prefilling.values():
+        for request in step.table.unfilled.values():
             if not step.has_room:
                 return
             take_chunk(step, request, capacity)

@@ -35,14 +35,17 @@ class Books:
         threshold: int | None = None,
         window: int | None = None,
         resources: Sequence[BaseResourceManager] = (),
+        scheduler: str = "default",
+        num_stages: int = 1,
+        look_ahead: int = 0,
     ) -> None:
-        self.table = RequestTable(num_queues, 4)
+        self.table = RequestTable(num_queues, 4, num_stages=num_stages, look_ahead=look_ahead)
         self._steps = 0
         self.kv = KVCacheManager(num_blocks + 1, 4, sliding_window=window)
         self.view = KVView(self.kv)
         self.limits = Limits(max_num_seqs, max_micro_batch_seqs, max_num_batched_tokens, chunk_unit, threshold)
         self.resources = ResourceManager(resources)
-        self.scheduler: Scheduler = make_scheduler(SchedulerConfig(), self.limits, self.resources)
+        self.scheduler: Scheduler = make_scheduler(SchedulerConfig(scheduler=scheduler), self.limits, self.resources)
 
     def _make(self, known: int, max_tokens: int, first: int | None) -> Request:
         number = len(self.table.requests)
@@ -63,6 +66,7 @@ class Books:
         request = self._make(known, 50, first)
         self._hold(request, computed)
         self.table.start_prefill(request)
+        self.table.fill_to(request, computed)
         request.num_in_flight = in_flight
         return request
 
@@ -70,21 +74,22 @@ class Books:
         """A resident that waits to compute its last known token."""
         request = self._make(known, 50, first)
         self._hold(request, known - 1)
-        self.table.start_prefill(request)
+        self.table.start_prefill(request, known - 1)
         self.table.start_decode(request, queue)
         return request
 
-    def in_flight(self, queue: int) -> None:
-        """A plan was pushed for this queue."""
+    def in_flight(self, queue: int, *, joining: int = 0) -> StepPlan:
+        """A plan was pushed for this queue, with the last chunks of so many prompts."""
         self._steps += 1
-        self.table.enter(StepPlan(queue=queue, step=self._steps))
+        plan = StepPlan(queue=queue, step=self._steps, chunk_samples=[True] * joining)
+        self.table.enter(plan)
+        return plan
 
     def _hold(self, request: Request, computed: int) -> None:
         request.slot = request.request_id
         self.kv.add_sequence(request.request_id, (), request.num_tokens, read_prefix=False)
         self.kv.grow(request.request_id, computed)
         self.kv.publish(request.request_id, request.block_hashes, computed, 0)
-        request.num_computed_tokens = computed
 
     def plan(self) -> StepPlan | None:
         return self.scheduler.schedule(0.0, self.table, self.view)
