@@ -86,8 +86,8 @@ class Bringup:
         """Take a stage in, or refuse it."""
         problem = self._problem(control, hello)
         if problem is not None:
-            control.send(identity, problem)
             logger.error("a stage on %s (process %d) was refused: %s", hello.host, hello.pid, problem.reason)
+            control.send(identity, problem)
             return None
         stage = self._stages[hello.index]
         stage.control, stage.identity = control, identity

@@ -13,19 +13,35 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import zmq
 
 from llm_engine.core.config import EngineConfig
-from llm_engine.core.errors import ModelLoadError
+from llm_engine.core.errors import EngineDeadError, ModelLoadError
+from llm_engine.core.version import __version__
 from llm_engine.engine.executors.base import StageDied, StagesUp
 from llm_engine.engine.executors.registry import ExecutorSpec, make_zmq
+from llm_engine.workers.control import (
+    ClockPing,
+    Failed,
+    Hello,
+    Message,
+    Ready,
+    Refused,
+    Setup,
+    Stop,
+    decode_to_stage,
+    encode,
+)
 from llm_engine.workers.fingerprint import fingerprint
-from llm_engine.workers.pipeline_key import new_key, write_key
+from llm_engine.workers.pipeline_key import new_key, read_key, write_key
+from llm_engine.workers.wire import WIRE_VERSION, WireError
 from tests.toy_stages import make_stage, tell_stages
 
 from .zmq_toys import SECONDS, check_tokens, children, files_in, stage_pids, toy_executor
@@ -204,6 +220,98 @@ def test_a_stage_that_the_engine_does_not_wait_for_is_refused(
         hosts.join(1)
         starting.join(SECONDS)
         executor.shutdown()
+
+
+class Impostor:
+    """Has the key and speaks the control protocol by hand, as a stage of another version, or with a bug, would."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self.key = read_key(hosts.key)
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.key.secure(self.socket, server=False)
+        self.socket.connect(hosts.address)
+
+    def say(self, message: Message | bytes) -> None:
+        self.socket.send_multipart([self.key.token, message if isinstance(message, bytes) else encode(message)])
+
+    def hear(self) -> Message:
+        while self.socket.poll(SECONDS * 1000):
+            message = decode_to_stage(self.socket.recv())
+            if not isinstance(message, ClockPing):
+                return message
+        raise TimeoutError
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def awaited(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Impostor, Future[Any]]]:
+    """An engine waits for stage 1; what its start comes to, and an impostor who may take the stage's place."""
+    tell_stages(monkeypatch, 2)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    impostor = Impostor(hosts)
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(executor.start)
+        yield impostor, start
+        executor.shutdown()
+    impostor.close()
+
+
+HELLO = Hello(WIRE_VERSION, __version__, 1, 4242, "elsewhere")
+
+
+@pytest.mark.parametrize("change", [{"wire_version": WIRE_VERSION + 1}, {"package_version": "0.0.0"}])
+def test_a_stage_of_another_version_is_refused_with_both_versions(
+    awaited: tuple[Impostor, Future[Any]], change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    impostor, start = awaited
+    impostor.say(msgspec.structs.replace(HELLO, **change))
+    answer = impostor.hear()
+    assert isinstance(answer, Refused) and answer.final
+    for version in (change.get("package_version", __version__), __version__, str(WIRE_VERSION)):
+        assert version in answer.reason
+    assert answer.reason in caplog.text and "elsewhere" in caplog.text
+    assert not start.done()
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (b"garbage", "stage 1 sent nonsense"),
+        (encode(Refused("you")), "stage 1 sent nonsense"),
+        (encode(Ready()), "ready too early"),
+        (encode(HELLO), "stage 1 sent nonsense"),
+        (encode(Failed("ModelLoadError", "no room", "Traceback", [])), "stage 1: no room"),
+    ],
+)
+def test_what_a_stage_should_not_say_fails_the_start(
+    awaited: tuple[Impostor, Future[Any]], said: bytes, says: str
+) -> None:
+    impostor, start = awaited
+    impostor.say(HELLO)
+    setup = impostor.hear()
+    assert isinstance(setup, Setup)
+    assert (setup.index, setup.num_stages, setup.inbound, setup.binds_tcp) == (1, 2, None, True)
+    impostor.say(said)
+    with pytest.raises((EngineDeadError, WireError, ModelLoadError), match=says):
+        start.result(SECONDS)
+    farewell = impostor.hear()
+    assert isinstance(farewell, Stop)
+
+
+def test_a_second_one_for_the_same_place_is_asked_to_come_again(awaited: tuple[Impostor, Future[Any]]) -> None:
+    impostor, start = awaited
+    impostor.say(HELLO)
+    assert isinstance(impostor.hear(), Setup)
+    with impostor.context.socket(zmq.DEALER) as second:
+        impostor.key.secure(second, server=False)
+        second.connect(impostor.socket.get_string(zmq.LAST_ENDPOINT))
+        second.send_multipart([impostor.key.token, encode(HELLO)])
+        assert second.poll(SECONDS * 1000)
+        assert decode_to_stage(second.recv()) == Refused("stage 1 is here already", final=False)
+    assert not start.done()
 
 
 def checkpoint(folder: Path, byte: int) -> Path:

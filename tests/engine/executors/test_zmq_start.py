@@ -287,3 +287,30 @@ def test_a_stage_runs_apart_from_the_terminal_and_its_log_is_the_engines(
         executor.collect(0.3)
     executor.shutdown()
     assert ("toy", logging.WARNING, "stage 0: it is hot in here") in caplog.record_tuples
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_each_stage_has_its_cpus_and_threads_before_torch_could_be_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    tell_stages(monkeypatch, 2)
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    executor = toy_executor(stage_cpus=f"{second};{first},{second}", cpu_threads=3)
+    executor.start()
+    pids = stage_pids(executor)
+    assert [os.sched_getaffinity(pid) for pid in pids] == [{second}, {first, second}]
+    for pid in pids:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert {b"OMP_NUM_THREADS=3", b"GOMP_SPINCOUNT=1000"} <= set(environment)
+    executor.shutdown()
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    executor = toy_executor(stage_cpus="none")
+    executor.start()
+    environment = Path(f"/proc/{stage_pids(executor)[0]}/environ").read_bytes().split(b"\0")
+    assert b"OMP_NUM_THREADS=7" in environment, "a user's own choice stands"
+    assert not any(line.startswith(b"GOMP_SPINCOUNT") for line in environment)
+    assert os.sched_getaffinity(stage_pids(executor)[0]) == os.sched_getaffinity(0)
+    executor.shutdown()
