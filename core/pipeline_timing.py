@@ -17,6 +17,7 @@ _EVERY_STEP_UP_TO = 16
 _MOSTLY_PROMPTS = 0.1
 """Share of decodes in a step that still counts as one of prompts."""
 _HIGHEST_PRICE = 1 / 256
+"""Of a token of history: none was seen to cost so much."""
 Spans = Sequence[tuple[float, float]]
 
 
@@ -96,7 +97,9 @@ class PipelineTiming:
     def history_price(self) -> float:
         """What a token before a chunk's token costs, as a share of a token; 0 until it is known."""
         cost = self._prompts.cost
-        return min(cost.per_context / cost.per_token, _HIGHEST_PRICE) if cost is not None and cost.per_token else 0.0
+        if cost is None or not cost.per_context:
+            return 0.0
+        return cost.per_context / max(cost.per_token, cost.per_context / _HIGHEST_PRICE)
 
     def round_trip(self, num_tokens: float) -> RoundTrip | None:
         """What a micro-batch of about so many tokens costs; ``None`` while nothing is known. Refreshed now and then,

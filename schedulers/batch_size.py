@@ -34,6 +34,7 @@ class BatchSize:
     def __init__(self) -> None:
         self._traffic = Traffic()
         self._burst = 0.0
+        """Tokens a micro-batch of the burst has for prompts, history counted."""
 
     def added(self, request: RequestView) -> None:
         self._traffic.added(request)
@@ -50,8 +51,8 @@ class BatchSize:
         size = float(limits.max_num_batched_tokens)
         if stages > 1:
             fixed = _FIXED_SHARE * knee + work.num_prompts / (2 * stages)
-            self._burst = max(self._burst, math.sqrt(fixed * work.prompt_tokens / (stages - 1)))
-            size = min(size, max(knee, rows + self._burst))
+            self._burst = max(self._burst, math.sqrt(fixed * work.prompt_tokens * work.mean_worth / (stages - 1)))
+            size = min(size, max(knee, rows + self._burst / work.mean_worth))
         if work.crowded or work.prompt_tokens <= _RIDES * num_queues * (knee - rows):
             due = self._traffic.due(rows, work.prompt_tokens / num_queues)
             size = min(size, max(knee, rows + due, rows + limits.chunk_unit))

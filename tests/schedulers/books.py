@@ -85,6 +85,17 @@ class Books:
         self.table.enter(plan)
         return plan
 
+    def pushed(self, plan: StepPlan) -> None:
+        """This plan's decodes are on their way."""
+        self._steps += 1
+        plan.step = self._steps
+        self.table.enter(plan)
+
+    def hold(self, request: Request, computed: int) -> None:
+        """One that waited is resident with part of its prompt computed."""
+        self._hold(request, computed)
+        self.table.start_prefill(request, computed)
+
     def _hold(self, request: Request, computed: int) -> None:
         request.slot = request.request_id
         self.kv.add_sequence(request.request_id, (), request.num_tokens, read_prefix=False)
