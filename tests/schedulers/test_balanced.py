@@ -1,4 +1,4 @@
-"""Balanced micro-batches over books set up by hand: who decodes where, how many tokens, and that nothing stands still."""
+"""Balanced micro-batches over books set up by hand: who decodes where, how many tokens, that nothing stands still."""
 
 from __future__ import annotations
 
