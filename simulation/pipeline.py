@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,30 @@ _VECTORS_FROM = 24
 """Stages from which numpy pays for a walk."""
 
 Times = npt.NDArray[np.float64]
+
+
+class Spans(Sequence[tuple[float, float]]):
+    """When each stage began and ended; pairs are made when somebody looks, which of a thousand stages few do."""
+
+    __slots__ = ("begins", "ends")
+
+    def __init__(self, begins: Sequence[float], ends: Sequence[float]) -> None:
+        self.begins, self.ends = begins, ends
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    @overload
+    def __getitem__(self, stage: int) -> tuple[float, float]: ...
+    @overload
+    def __getitem__(self, stage: slice) -> Spans: ...
+    def __getitem__(self, stage: int | slice) -> tuple[float, float] | Spans:
+        if isinstance(stage, slice):
+            return Spans(self.begins[stage], self.ends[stage])
+        return self.begins[stage], self.ends[stage]
+
+    def __iter__(self) -> Iterator[tuple[float, float]]:
+        return zip(self.begins, self.ends, strict=True)
 
 
 @dataclass(frozen=True, slots=True)

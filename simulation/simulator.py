@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 from ..core.cost_model import StepShape
 from ..core.request import Request, RequestId
@@ -18,7 +19,7 @@ from ..engine.core import EngineCore
 from ..engine.threads.reporting import stats_of
 from ..kvcache.block_hash import hash_blocks
 from .cohorts import seat
-from .pipeline import Passage, Pipeline
+from .pipeline import Passage, Pipeline, Spans
 from .steady import SteadyTimes
 from .workload import Arrival, prompt
 
@@ -188,8 +189,9 @@ class Simulator:
         began_at, plan = self._now, pushed.plan
         self._now += self.host.retire + self.host.retire_per_row * pushed.shape.num_rows
         self.pipeline.forget(plan.step)
-        busy = list(zip(pushed.passage.begins, pushed.passage.ends, strict=True))
-        result = StepResult(plan.epoch, plan.step, [SAMPLED] * pushed.shape.num_sampled, busy=busy)
+        busy = Spans(pushed.passage.begins, pushed.passage.ends)
+        tokens = [SAMPLED] * pushed.shape.num_sampled
+        result = StepResult(plan.epoch, plan.step, tokens, busy=cast(list[tuple[float, float]], busy))
         retired = self.core.retire(result, self._now)
         assert retired is not None
         self._note_tokens(retired.requests)

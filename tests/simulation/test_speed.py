@@ -1,4 +1,7 @@
-"""A simulation is quick: a million tokens on four stages, or a thousand stages, in under a minute."""
+"""A simulation is quick: a million tokens on four stages, or a thousand stages, in under a minute.
+
+Of the processor's time, so that a busy machine fails nobody.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ MINUTE = 60.0
 
 
 def seconds_of(simulation: SimulationConfig, engine: EngineConfig) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     setup = set_up(simulation, engine)
     run = setup.simulator().run(setup.arrivals)
     figures(run)
     assert len(run.e2es) == simulation.requests
     assert run.num_output_tokens == simulation.requests * simulation.output_len
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 @pytest.mark.slow
@@ -40,7 +43,6 @@ def test_a_thousand_stages(scheduler: str) -> None:
     assert seconds_of(load, EngineConfig.of(scheduler=scheduler, max_num_seqs=2000)) < MINUTE
 
 
-def test_a_thousand_tokens_a_second_are_nothing() -> None:
-    """The same in small, for every day: a tenth of the headline in a tenth of a minute."""
+def test_the_headline_takes_a_moment() -> None:
     load = SimulationConfig(stages=4, requests=256, input_len=128, output_len=128, unlimited_kv=True)
     assert seconds_of(load, EngineConfig.of(scheduler="greedy")) < MINUTE / 10
