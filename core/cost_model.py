@@ -108,7 +108,8 @@ class CostFit:
     def observe_at_most(self, num_tokens: int, context_tokens: int, *seconds: float) -> None:
         """One step that took no longer than this: it counts where more was expected of its like."""
         cell = self._cells.get((_octave(num_tokens), _octave(context_tokens)))
-        if cell is not None and sum(seconds) < sum(cell.seconds):
+        expected = cell.seconds if cell is not None else [cost.at(num_tokens) for cost in self.near(num_tokens)]
+        if sum(seconds) < sum(expected):
             self.observe(num_tokens, context_tokens, *seconds)
 
     @property
