@@ -7,7 +7,7 @@ harshest setting, and every setting on Llama, of the processes some; the slow ma
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -31,7 +31,7 @@ class Setting:
     alone: bool = False
     twice: bool = False
     again: bool = False
-    """Where memory is too scarce for a second round to find anything: the first prompt comes again by itself."""
+    """Where memory is too scarce for a second round to find anything: a short prompt is then asked for twice, alone."""
     proof: Proof = lambda llm, outputs: True
 
 
@@ -67,7 +67,8 @@ def stages(count: int, executor: str = "inproc") -> dict[str, Any]:
 
 
 CHUNKS = {"chunk_unit": 1, "long_prefill_token_threshold": 7}
-SCARCE = {"num_kv_blocks": 60, "block_size": 8, "max_num_batched_tokens": 48}
+BLOCK_SIZE = 8
+SCARCE = {"num_kv_blocks": 60, "block_size": BLOCK_SIZE, "max_num_batched_tokens": 48}
 SPREAD = {"max_num_batched_tokens": 64}
 """So little that every running queue gets some of the requests."""
 SETTINGS = {
@@ -113,13 +114,17 @@ def check(case: Case, setting: Setting) -> None:
     if settings["num_kv_blocks"] == SCARCE["num_kv_blocks"]:
         settings["num_kv_blocks"] = SCARCER.get(case.architecture, settings["num_kv_blocks"])
     with LLM(str(case.path), **settings) as llm:
-        rounds = [[prompt] for prompt in case.prompts] if setting.alone else [case.prompts]
-        rounds = rounds * (2 if setting.twice else 1) + [case.prompts[:1]] * (2 if setting.again else 0)
+        rounds = [([prompt], GREEDY) for prompt in case.prompts] if setting.alone else [(case.prompts, GREEDY)]
+        if setting.twice:
+            rounds *= 2
+        if setting.again:
+            short = min((prompt for prompt in case.prompts if len(prompt) > 2 * BLOCK_SIZE), key=len)
+            rounds += [([short], replace(GREEDY, max_tokens=4))] * 2
         answers = {tuple(prompt): answer for prompt, answer in zip(case.prompts, case.answers, strict=True)}
         outputs = []
-        for prompts in rounds:
-            for output in llm.generate(prompts, GREEDY, use_tqdm=False):
-                assert output.outputs[0].token_ids == answers[tuple(output.prompt_token_ids)]
+        for prompts, params in rounds:
+            for output in llm.generate(prompts, params, use_tqdm=False):
+                assert output.outputs[0].token_ids == answers[tuple(output.prompt_token_ids)][: params.max_tokens]
                 outputs.append(output)
         assert setting.proof(llm, outputs), "the setting did not do what it is here for"
 
