@@ -53,6 +53,8 @@ class ZmqExecutor(Executor):
         self._context: zmq.Context[Any] | None = None
         self._door: Door | None = None
         self._group: StageGroup | None = None
+        self._poller = zmq.Poller()
+        """Of everything that concerns the group while it lives."""
         self._wanted_epoch: int | None = None
         """Set while ``restart`` waits for the old processes' end."""
         self._told_up = self._told_failure = False
@@ -151,6 +153,9 @@ class ZmqExecutor(Executor):
     def _make_group(self, epoch: int, progress: Progress | None) -> StageGroup:
         assert self._context is not None
         self._group = StageGroup(self._settings, self._context, epoch, self._door, progress)
+        self._poller = zmq.Poller()
+        for source in (self._waker.fd, self._group.results, *self._group.controls, *self._group.pidfds()):
+            self._poller.register(source, zmq.POLLIN)
         self._told_up = self._told_failure = False
         self._announce_at = time.monotonic() + _ANNOUNCE_SECONDS
         return self._group
@@ -181,19 +186,17 @@ class ZmqExecutor(Executor):
             logger.warning("waiting for stages to join at %s: %s", self._door.address, stages)
 
     def _wait(self, group: StageGroup, seconds: float) -> bool:
-        """Until something happens, at most so long. Takes in what stages say; true where a process has ended."""
-        poller = zmq.Poller()
-        poller.register(self._waker.fd, zmq.POLLIN)
-        pidfds = group.pidfds()
+        """Until something happens, at most so long. Takes in what stages say, unless there is a result to be taken
+        first; true where a process has ended."""
         if group.failure is None:
-            for source in (*group.sources, *pidfds):
-                poller.register(source, zmq.POLLIN)
+            poller = self._poller
         else:
-            seconds = min(seconds, _REAP_TICK)
+            poller, seconds = self._waker.poller, min(seconds, _REAP_TICK)
         ready = dict(poller.poll(math.ceil(max(seconds, 0.0) * 1000)))
-        if group.failure is None and any(source in ready for source in group.sources[1:]):
-            group.take_control()
-        return any(fd in ready for fd in pidfds)
+        if not ready or group.results in ready or group.failure is not None:
+            return False
+        group.take_control()
+        return any(fd in ready for fd in group.pidfds())
 
 
 class _Waker:
@@ -204,6 +207,8 @@ class _Waker:
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.poller = zmq.Poller()
+        self.poller.register(self.fd, zmq.POLLIN)
 
     def wake(self) -> None:
         os.eventfd_write(self.fd, 1)
@@ -218,13 +223,11 @@ class _Waker:
 
     def wait(self, deadline: float) -> Wake | None:
         """Until it is woken, or the deadline on ``time.monotonic`` has passed."""
-        poller = zmq.Poller()
-        poller.register(self.fd, zmq.POLLIN)
         while not self.take():
             left = min(deadline - time.monotonic(), _LOOK_AGAIN)
             if left <= 0:
                 return None
-            poller.poll(math.ceil(left * 1000))
+            self.poller.poll(math.ceil(left * 1000))
         return Wake()
 
     def __del__(self) -> None:

@@ -112,10 +112,18 @@ class StageGroup:
         return self._bringup.sender
 
     @property
-    def sources(self) -> list[zmq.Socket[Any]]:
-        """Readable when there is something to take."""
-        sockets = [self._results.socket, self._local.socket]
-        return sockets if self._door is None else [*sockets, self._door.socket, self._door.handshakes]
+    def results(self) -> zmq.Socket[Any]:
+        """Readable when there may be a result to take."""
+        return self._results.socket
+
+    @property
+    def controls(self) -> list[zmq.Socket[Any]]:
+        """Readable when a stage has said something."""
+        return (
+            [self._local.socket]
+            if self._door is None
+            else [self._local.socket, self._door.socket, self._door.handshakes]
+        )
 
     def pidfds(self) -> list[int]:
         """Turn readable when a process ends."""

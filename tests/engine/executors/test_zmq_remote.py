@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from llm_engine.core.errors import EngineDeadError, ModelLoadError
 from llm_engine.core.version import __version__
 from llm_engine.engine.executors.base import StageDied, StagesUp
 from llm_engine.engine.executors.registry import ExecutorSpec, make_zmq
+from llm_engine.engine.executors.zmq_executor import ZmqExecutor
 from llm_engine.workers.control import (
     ClockPing,
     Failed,
@@ -104,6 +105,16 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     assert files_in(folder) == []
 
 
+@contextmanager
+def starting(executor: ZmqExecutor) -> Iterator[Future[Any]]:
+    """In a thread that lives on, as stages need it."""
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(executor.start)
+        finally:
+            executor.shutdown()
+
+
 def stage_of(joined: subprocess.Popen[str]) -> psutil.Process:
     """The process that a hand-started command runs its stage in."""
     (stage,) = psutil.Process(joined.pid).children()
@@ -165,17 +176,13 @@ def test_another_key_is_refused_on_both_sides_within_seconds(
     tell_stages(monkeypatch, 2)
     write_key(tmp_path / "other", new_key())
     executor = toy_executor(2, remote_stages="1", **hosts.settings)
-    starting = threading.Thread(target=executor.start)
-    with caplog.at_level(logging.ERROR):
-        starting.start()
+    with caplog.at_level(logging.ERROR), starting(executor) as start:
         wrong = hosts.join(1, key=tmp_path / "other")
         assert wrong.wait(SECONDS) == 1
         assert "does not accept this pipeline key" in hosts.log_of(wrong)
         right = hosts.join(1)
-        starting.join(SECONDS)
-        assert not starting.is_alive(), "a stranger does not keep the right one out"
+        start.result(SECONDS)  # a stranger does not keep the right one out
         check_tokens(executor)
-        executor.shutdown()
     assert "not let in" in caplog.text and "not with this pipeline key" in caplog.text
     assert right.wait(SECONDS) == 0
 
@@ -210,16 +217,13 @@ def test_a_stage_that_the_engine_does_not_wait_for_is_refused(
 ) -> None:
     tell_stages(monkeypatch, 2)
     executor = toy_executor(2, remote_stages="1", **hosts.settings)
-    starting = threading.Thread(target=executor.start)
-    with caplog.at_level(logging.ERROR):
-        starting.start()
+    with caplog.at_level(logging.ERROR), starting(executor) as start:
         for index, says in ((0, "stage 0 is not among the engine's remote_stages"), (7, "there is no stage 7")):
             refused = hosts.join(index)
             assert refused.wait(SECONDS) == 1
             assert says in hosts.log_of(refused) and says in caplog.text
         hosts.join(1)
-        starting.join(SECONDS)
-        executor.shutdown()
+        start.result(SECONDS)
 
 
 class Impostor:
@@ -252,10 +256,8 @@ def awaited(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Imp
     tell_stages(monkeypatch, 2)
     executor = toy_executor(2, remote_stages="1", **hosts.settings)
     impostor = Impostor(hosts)
-    with ThreadPoolExecutor(1) as pool:
-        start = pool.submit(executor.start)
+    with starting(executor) as start:
         yield impostor, start
-        executor.shutdown()
     impostor.close()
 
 
