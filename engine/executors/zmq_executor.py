@@ -89,6 +89,10 @@ class ZmqExecutor(Executor):
                 self.shutdown()
                 raise
             self._told_up = True
+            # The books keep the pool they have: stages that start again get the same, whatever is free by then.
+            config = self._settings.config
+            cache = replace(config.cache, num_kv_blocks=group.info.num_kv_blocks)
+            self._settings = replace(self._settings, config=replace(config, cache=cache))
             return group.info
 
     def push(self, plan: StepPlan) -> None:

@@ -64,6 +64,23 @@ def test_a_lost_stage_takes_the_others_along_and_all_come_back_anew(start: Calla
     check_tokens(executor, 2)
 
 
+def test_stages_come_back_with_the_pool_that_the_books_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 2, free_memory_bytes=24 * 4 * 40)
+    executor = toy_executor(num_kv_blocks=None)
+    try:
+        assert executor.start().num_kv_blocks == 40
+        tell_stages(monkeypatch, 2, free_memory_bytes=24 * 4 * 20)  # what is free has shrunk since
+        os.kill(stage_pids(executor)[0], signal.SIGKILL)
+        death_of(executor)
+        executor.restart(1)
+        assert executor.collect(SECONDS) == StagesUp(1)
+        assert executor._group is not None and executor._group.info is not None
+        assert executor._group.info.num_kv_blocks == 40
+        check_tokens(executor, 1)
+    finally:
+        executor.shutdown()
+
+
 def test_nothing_of_an_earlier_epoch_is_executed_or_reported(start: Callable[..., ZmqExecutor], tmp_path: Path) -> None:
     gate = ProcessGate(tmp_path)
     executor = start({1: gate})
