@@ -72,6 +72,8 @@ class Bringup:
         self.in_flight: deque[InFlight] = deque()
         self.sender: PlanSender | None = None
         """Set once the first stage can be sent to."""
+        self.probed_at: float | None = None
+        """When the probe was sent."""
         self._settings = settings
         self._context = context
         self._epoch = epoch
@@ -150,6 +152,7 @@ class Bringup:
             socket = connected(self._context, self._address(ENGINE, 0), self._settings.key)
             self.sender = PlanSender(Outbound(socket, self._token), self._epoch, self.in_flight)
             self.sender.probe()
+            self.probed_at = time.monotonic()
 
     def serve(self) -> ExecutorInfo:
         """The probe is back: every link stands, so nothing needs the socket files any more."""

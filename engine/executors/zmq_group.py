@@ -47,6 +47,8 @@ GRACE_SECONDS = 0.3
 """How long a process may take to end by itself before it is killed."""
 LOST_SECONDS = 10.0
 """Nobody computes and a step is not back: it got lost between two stages."""
+PROBE_SECONDS = 20.0
+"""Links that have not come about by then never will: something between two hosts lets nothing through."""
 _AWAY_SECONDS = 1.0
 """Longer between two looks, and the stages' silence is not theirs."""
 
@@ -186,6 +188,14 @@ class StageGroup:
                 if ailment is not None:
                     self.fail(stage.index, ailment)
         self._look_for_lost_steps(now)
+        probed_at = self._bringup.probed_at
+        if self.info is None and probed_at is not None and now - probed_at > PROBE_SECONDS:
+            where = ", ".join(address for stage in self.stages for address in stage.addresses)
+            self.fail(
+                self._last,
+                f"all stages are ready, but nothing came round their links within {now - probed_at:.0f} s; "
+                f"can each be reached by the one before it, and the engine by the last? ({where})",
+            )
 
     def fail(self, stage: int, cause: str, error: BaseException | None = None) -> None:
         """The first failure counts; the stages' books are void from then on."""

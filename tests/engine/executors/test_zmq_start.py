@@ -21,11 +21,13 @@ import zmq
 from llm_engine import LLM
 from llm_engine.core.config import EngineConfig
 from llm_engine.core.errors import ConfigError, EngineDeadError, ModelLoadError
+from llm_engine.engine.executors import zmq_group
 from llm_engine.engine.executors.inproc import InprocExecutor
 from llm_engine.engine.executors.registry import ExecutorSpec, make_executor, make_zmq
 from llm_engine.engine.executors.zmq_executor import ZmqExecutor
 from llm_engine.workers.model_engine import ModelInfo, Progress
 from llm_engine.workers.pipeline_key import new_key, write_key
+from llm_engine.workers.stage_runner import StageRunner
 from tests.toy_model_engine import ToyModelEngine
 from tests.toy_stages import make_stage, tell_stages
 
@@ -71,6 +73,14 @@ class Endless(ToyModelEngine):
         return super().load(progress)
 
 
+class Cut(ToyModelEngine):
+    """Nothing that its stage sends gets through."""
+
+    def load(self, progress: Progress | None = None) -> ModelInfo:
+        StageRunner._pass_probe = lambda self, round: None  # type: ignore[method-assign]
+        return super().load(progress)
+
+
 class Sized(ToyModelEngine):
     def load(self, progress: Progress | None = None) -> ModelInfo:
         info = super().load(progress)
@@ -95,6 +105,13 @@ def test_a_stage_that_dies_while_it_loads_fails_the_start_and_ends_the_others(
 ) -> None:
     tell_stages(monkeypatch, 2, engine_class=Fatal)
     with pytest.raises(EngineDeadError, match=r"stage 1 died: its process ended with exit code 23$"):
+        toy_executor().start()
+
+
+def test_stages_that_do_not_reach_one_another_fail_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq_group, "PROBE_SECONDS", 0.5)
+    tell_stages(monkeypatch, 2, engine_class=Cut)
+    with pytest.raises(EngineDeadError, match=r"all stages are ready, but nothing came round .*in-0.*in-1"):
         toy_executor().start()
 
 
