@@ -47,8 +47,6 @@ from .links import PeerError, data_socket
 from .pipeline_key import PipelineKey
 from .wire import WIRE_VERSION, WireError
 
-logger = logging.getLogger(__name__)
-
 EXIT_DONE = 0
 """The engine ended, or wants this stage no longer."""
 EXIT_FAILED = 1
@@ -175,6 +173,8 @@ class ControlLink(threading.Thread):
                 self._end_process(EXIT_DONE if self.stopped is None else self.stopped.exit_code)
 
     def _beat(self, socket: zmq.Socket[Any], now: float) -> None:
+        if os.getppid() != self._launch.parent_pid:  # somebody it has forked may hold standard input open
+            self._end_process(EXIT_DONE)
         step, since = self.executing or (None, now)
         self._post(socket, Heartbeat(step, now - since))
         silent = 0.0 if self._heard_at is None else now - self._heard_at
@@ -194,7 +194,7 @@ class ControlLink(threading.Thread):
             try:
                 message = decode_to_stage(frames[-1])
             except WireError as error:
-                logger.error("the engine sent nonsense: %s", error)
+                self._post(socket, failure_of(PeerError(-1, str(error))))  # else both would wait for the other
                 continue
             if isinstance(message, ClockPing):
                 self._post(socket, ClockPong(message.sent_at, time.monotonic()))

@@ -1,0 +1,84 @@
+"""A stage's process and whoever started it: what it does when that one is gone, or talks nonsense."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from llm_engine.workers.control import Failed, Heartbeat, Hello, Launch, Stop, decode_from_stage, encode
+
+TOKEN = bytes(range(16))
+SECONDS = 20.0
+_STAGE = [sys.executable, "-P", "-m", "llm_engine.workers.stage_process"]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[zmq.Socket[bytes]]:
+    """The engine's end of the control connections, at ``control`` in the test's folder."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.RCVTIMEO, int(SECONDS * 1000))
+        socket.bind(f"ipc://{tmp_path}/control")
+        yield socket
+
+
+@pytest.fixture(autouse=True)
+def search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+
+def launch(folder: Path, parent_pid: int) -> bytes:
+    told = Launch(f"ipc://{folder}/control", TOKEN.hex(), 0, parent_pid, str(folder))
+    return msgspec.json.encode(told) + b"\n"
+
+
+def test_nonsense_from_the_engine_is_answered_with_a_failure_that_blames_it(
+    engine: zmq.Socket[bytes], tmp_path: Path
+) -> None:
+    with subprocess.Popen(_STAGE, stdin=subprocess.PIPE) as stage:
+        assert stage.stdin is not None
+        stage.stdin.write(launch(tmp_path, os.getpid()))
+        stage.stdin.flush()
+        identity, token, frame = engine.recv_multipart()
+        assert token == TOKEN and isinstance(decode_from_stage(frame), Hello)
+        engine.send_multipart([identity, b"\xc1 this is nothing"])
+        told = Heartbeat(None, 0.0)
+        while isinstance(told, Heartbeat):
+            told = decode_from_stage(engine.recv_multipart()[2])  # type: ignore[assignment]
+        assert isinstance(told, Failed) and told.blames == -1
+        engine.send_multipart([identity, encode(Stop(final=True))])
+        assert stage.wait(SECONDS) == 0
+
+
+def test_a_stage_ends_with_its_parent_even_where_another_process_holds_its_standard_input(
+    engine: zmq.Socket[bytes], tmp_path: Path
+) -> None:
+    code = (
+        "import subprocess, sys\n"
+        "stage = subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
+        "print(stage.pid, flush=True)\n"
+    )
+    theirs, ours = os.pipe()
+    try:
+        parent = subprocess.Popen([sys.executable, "-c", code, *_STAGE], stdin=theirs, stdout=subprocess.PIPE)
+        assert parent.stdout is not None
+        pidfd = os.pidfd_open(int(parent.stdout.readline()))
+        try:
+            parent.stdout.close()
+            parent.wait(SECONDS)
+            os.write(ours, launch(tmp_path, parent.pid))
+            assert select.select([pidfd], [], [], SECONDS)[0], "it outlived its parent"
+        finally:
+            os.close(pidfd)
+        assert not tmp_path.exists()
+    finally:
+        os.close(theirs)
+        os.close(ours)
