@@ -106,7 +106,8 @@ class EngineState:
             return str(self.dead).partition("\n")[0]
         if self.stopping:
             return "the engine is closed"
-        return f"{self.outage}; the stages are being started again" if self.outage is not None else None
+        outage = self.outage  # read once: it may end meanwhile
+        return f"{outage}; the stages are being started again" if outage is not None else None
 
     def raise_if_over(self) -> None:
         if self.over:
