@@ -37,7 +37,7 @@ class PipelineTiming:
 
     def __init__(self, num_stages: int) -> None:
         self.num_steps = 0
-        """Steps it has learnt from."""
+        """Steps that came back with times."""
         self._num_stages = num_stages
         self._steps = CostFit(num_stages)
         self._prompts = CostFit()
@@ -46,7 +46,6 @@ class PipelineTiming:
         """From one stage to the next: the mean over those where it can be told."""
         self._back = CostFit()
         """From the last stage to the first: result, books, next push, or the feedback of tokens."""
-        self._seen = 0
         self._before: Spans = ()
         self._last_of_queue: dict[int, tuple[int, float]] = {}
         """Per queue: the first decode of its last step, and when the last stage was done with it."""
@@ -60,15 +59,14 @@ class PipelineTiming:
         if len(spans) != self._num_stages or result.error is not None:
             self._before = ()
             return
-        self._seen += 1
-        if self._num_stages <= _EVERY_STEP_UP_TO or self._seen % (self._num_stages // _EVERY_STEP_UP_TO) == 0:
-            self.num_steps += 1
+        if self.num_steps % max(1, self._num_stages // _EVERY_STEP_UP_TO) == 0:
             seconds = [ended - began for began, ended in spans]
             self._steps.observe(plan.num_tokens, plan.context_tokens, *seconds)
             if len(plan.decode_ids) <= plan.num_tokens * _MOSTLY_PROMPTS:
                 self._prompts.observe(plan.num_tokens, plan.context_tokens, max(seconds))
             if before:
                 self._observe_ways(plan, spans, before)
+        self.num_steps += 1
         first = plan.decode_ids[0] if len(plan.decode_ids) else -1
         self._last_of_queue[plan.queue] = first, spans[-1][1]
 

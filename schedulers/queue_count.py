@@ -11,12 +11,13 @@ class QueueCount:
     ``max(k * slowest(n), around(n))``, since either the slowest stage never rests or a micro-batch waits for itself.
 
     So there are as many as stages, more where links and the host take time on the way round, fewer where one stage is
-    much slower than the others. Looked at again once a revolution.
+    much slower than the others. Looked at again once a revolution, and when the work has doubled or halved.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._look_again_at = 0
+        self._tokens = 0
 
     def choose(self, table: TableView, work: Outstanding, largest: int) -> int:
         """With micro-batches of up to ``largest`` tokens. Without measurements, as many as stages."""
@@ -25,14 +26,14 @@ class QueueCount:
         trip = timing.round_trip(min(largest, tokens / (self.count or stages)))
         if trip is None:
             self.count = min(len(table.queues), stages)
-        elif not self.count or timing.num_steps >= self._look_again_at:
+        elif timing.num_steps >= self._look_again_at or not self._tokens < 2 * tokens < 4 * self._tokens:
             times = []
             for count in range(1, min(len(table.queues), tokens) + 1):
                 size = min(largest, -(-tokens // count))
                 revolution = max(count * trip.slowest.at(size), trip.around.at(size))
                 times.append(revolution / min(count * size, tokens))
             self.count = self._best(times, stages)
-            self._look_again_at = timing.num_steps + self.count
+            self._look_again_at, self._tokens = timing.num_steps + self.count, tokens
         return self.count
 
     def _best(self, times: list[float], stages: int) -> int:

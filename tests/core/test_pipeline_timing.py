@@ -132,5 +132,5 @@ def test_with_many_stages_only_some_steps_are_looked_at() -> None:
     line = Line(160, link=1e-3)
     for _ in range(100):
         line.step(0, 8)
-    assert line.timing.num_steps == 10
+    assert line.timing._steps.num_steps == 10
     assert around(line, 8) == pytest.approx(160 * (5e-3 + 8e-4) + 159 * 1e-3, rel=0.05)

@@ -29,6 +29,7 @@ def simulator(
     *,
     link: Link = NOTHING,
     per_token: float = 0.0,
+    per_context: float = 0.0,
     activation_bytes: float = 0.0,
     host: HostCost = FREE,
     num_kv_blocks: int = 1000,
@@ -36,7 +37,8 @@ def simulator(
     keep_stats: int = 0,
     **settings: Any,
 ) -> Simulator:
-    """Stages of so many seconds a step, ``per_token`` more for each token; ``settings`` are the engine's."""
+    """Stages of so many seconds a step, ``per_token`` more for each token, ``per_context`` for each one before it; ``settings`` are
+    the engine's."""
     settings = {"scheduler": "greedy", "schedule_ahead": False, "max_num_batched_tokens": 64} | settings
     core = make_core(
         EngineConfig.of(**settings),
@@ -45,6 +47,6 @@ def simulator(
         num_stages=len(seconds),
         on_cuda=True,
     )
-    costs = [LinearCost(base, per_token) for base in seconds]
+    costs = [LinearCost(base, per_token, per_context) for base in seconds]
     pipeline = Pipeline(costs, link, activation_bytes=activation_bytes)
     return Simulator(core, pipeline, host, keep_stats=keep_stats)
