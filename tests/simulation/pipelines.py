@@ -37,8 +37,8 @@ def simulator(
     keep_stats: int = 0,
     **settings: Any,
 ) -> Simulator:
-    """Stages of so many seconds a step, ``per_token`` more for each token, ``per_context`` for each one before it; ``settings`` are
-    the engine's."""
+    """Stages of so many seconds a step, ``per_token`` more for each token, ``per_context`` for each one before it.
+    ``settings`` are the engine's."""
     settings = {"scheduler": "greedy", "schedule_ahead": False, "max_num_batched_tokens": 64} | settings
     core = make_core(
         EngineConfig.of(**settings),
