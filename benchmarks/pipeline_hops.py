@@ -126,7 +126,11 @@ def measure(name: str, num_rows: int, num_stages: int, num_steps: int) -> dict[s
     """One pipeline's life; its figures."""
     os.environ[_VARIABLE] = str(num_stages)
     config = EngineConfig.of(
-        pipeline_parallel_size=num_stages, max_num_seqs=num_rows, num_kv_blocks=num_rows + 1, executor=name
+        pipeline_parallel_size=num_stages,
+        stage_cpus="none",  # pinned or not would depend on the number of stages
+        max_num_seqs=num_rows,
+        num_kv_blocks=num_rows + 1,
+        executor=name,
     )
     executor = make_executor(ExecutorSpec(config, Idle, block_size=MAX_LEN))
     try:
@@ -142,11 +146,13 @@ def measure(name: str, num_rows: int, num_stages: int, num_steps: int) -> dict[s
         for _, result, _ in timed
         for before, following in zip(result.busy, result.busy[1:], strict=False)
     ]
+    steps = [end - begin for _, result, _ in timed for begin, end in result.busy]
     ways = [collected - pushed for pushed, _, collected in timed]
     micro = 1e6
     return {
         "hop_p50_us": statistics.median(hops) * micro,
         "hop_p99_us": float(np.quantile(hops, 0.99)) * micro,
+        "step_p50_us": statistics.median(steps) * micro,
         "feed_p50_us": statistics.median(result.busy[0][0] - pushed for pushed, result, _ in timed) * micro,
         "collect_p50_us": statistics.median(collected - result.busy[-1][1] for _, result, collected in timed) * micro,
         "way_p50_us": statistics.median(ways) * micro,
@@ -209,7 +215,7 @@ def hop_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def stage_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the way with three stages less the way with two, beside a hop."""
+    """Header and rows: the way with three stages less the way with two, beside a hop and the stage's own step."""
     rows = []
     for executor in EXECUTORS:
         for size in ROWS:
@@ -217,8 +223,9 @@ def stage_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             if few and more:
                 extra = [b["way_p50_us"] - a["way_p50_us"] for a, b in zip(few, more, strict=True)]
                 hops = [(a["hop_p50_us"] + b["hop_p50_us"]) / 2 for a, b in zip(few, more, strict=True)]
-                rows.append([f"{LINKS[executor]}, {size}", spread(extra), spread(hops)])
-    return ["link, activations", "one more stage p50, µs", "a hop p50, µs"], rows
+                steps = [run["step_p50_us"] for run in more]
+                rows.append([f"{LINKS[executor]}, {size}", spread(extra), spread(hops), spread(steps)])
+    return ["link, activations", "one more stage p50, µs", "a hop p50, µs", "a stage's own step p50, µs"], rows
 
 
 def said(result: dict[str, Any]) -> str:
