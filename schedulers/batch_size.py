@@ -13,8 +13,6 @@ KNEE = 128.0
 """Tokens up to which a step hardly takes longer, until it is known."""
 _FIXED_SHARE = 0.25
 """Of the knee, what a step of prompts costs beside its tokens: it reads the weights while it computes."""
-_RIDES = 4
-"""Revolutions in which prompts may be taken along by the decodes before they count as a burst."""
 
 
 class BatchSize:
@@ -25,10 +23,11 @@ class BatchSize:
     ``T = sqrt(fixed * R / (stages - 1))``. The largest of a burst sets what draining it costs, so T never falls while
     the burst lasts. Every step of it also carries some of the decodes that it makes, which count as fixed.
 
-    A *trickle*, and those who come in as others leave, ride with the decodes. A step of decodes reads the weights for
-    few rows and has room for tokens up to the knee that cost it next to nothing. To keep their number, each row needs
-    as many prompt tokens as a request has for each of its answer; what room there is is filled within an answer's time.
-    More would only come in one wave, pause each other when memory runs out, and leave together.
+    A *trickle* that one revolution has room for, and those who come in as others leave, ride with the decodes. A step
+    of decodes reads the weights for few rows and has room for tokens up to the knee that cost it next to nothing. To
+    keep their number, each row needs as many prompt tokens as a request has for each of its answer; what room there is
+    is filled within an answer's time. More would only come in one wave, pause each other when memory runs out, and
+    leave together.
     """
 
     def __init__(self) -> None:
@@ -53,7 +52,7 @@ class BatchSize:
             fixed = _FIXED_SHARE * knee + work.num_prompts / (2 * stages)
             self._burst = max(self._burst, math.sqrt(fixed * work.prompt_tokens * work.mean_worth / (stages - 1)))
             size = min(size, rows + max(knee - rows, self._burst) / work.mean_worth)
-        if work.crowded or work.prompt_tokens <= _RIDES * num_queues * (knee - rows):
+        if work.crowded or work.prompt_tokens <= num_queues * (knee - rows):
             due = self._traffic.due(rows, work.prompt_tokens / num_queues)
             size = min(size, max(knee, rows + due, rows + limits.chunk_unit))
         return max(1, int(size))
