@@ -57,6 +57,8 @@ class ZmqExecutor(Executor):
         """Of everything that concerns the group while it lives."""
         self._wanted_epoch: int | None = None
         """Set while ``restart`` waits for the old processes' end."""
+        self._give_up_at = math.inf
+        """When it has waited long enough."""
         self._told_up = self._told_failure = False
         """Whether it has been told that the group is up, or why it failed."""
         self._announce_at = math.inf
@@ -137,6 +139,7 @@ class ZmqExecutor(Executor):
             self._group.fail(self.num_stages - 1, "the engine gave it up")
             self._told_failure = True
             self._wanted_epoch = epoch
+            self._give_up_at = time.monotonic() + _SHUTDOWN_SECONDS
 
     def shutdown(self) -> None:
         self._stopping.set()
@@ -170,12 +173,17 @@ class ZmqExecutor(Executor):
             if not self._told_failure:
                 self._told_failure = True
                 return StageDied(group.failure.stage, group.failure.cause)
-            if self._wanted_epoch is not None and group.end(0.0):
+            if self._wanted_epoch is None:
+                return None
+            if group.end(0.0):
                 epoch, self._wanted_epoch = self._wanted_epoch, None
                 try:
                     self._make_group(epoch, None)
                 except (EngineError, OSError, zmq.ZMQError) as error:
                     return StageDied(group.failure.stage, f"it could not be started again: {error}")
+            elif time.monotonic() >= self._give_up_at:
+                self._wanted_epoch = None
+                return StageDied(group.failure.stage, "the stages' old processes do not end, not even killed")
         elif group.info is not None and not self._told_up:
             self._told_up = True
             return StagesUp(group.epoch)

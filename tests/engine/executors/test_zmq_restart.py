@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from llm_engine.engine.executors import zmq_executor
 from llm_engine.engine.executors.base import StageDied, StagesUp, Wake
 from llm_engine.engine.executors.zmq_executor import ZmqExecutor
+from llm_engine.engine.executors.zmq_process import StageProcess
 from tests.plans import Planner
 from tests.toy_stages import ProcessGate, tell_stages
 
@@ -145,6 +147,22 @@ def test_stages_that_cannot_be_started_again_are_another_death(
         died = death_of(executor)
     assert "could not be started again: TMPDIR is" in died.cause
     assert executor.collect(0.05) is None
+    executor.restart(2)
+    assert executor.collect(SECONDS) == StagesUp(2)
+    check_tokens(executor, 2)
+
+
+def test_an_old_process_that_does_not_end_is_not_waited_for_without_an_end(
+    start: Callable[..., ZmqExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(zmq_executor, "_SHUTDOWN_SECONDS", 0.5)
+        patch.setattr(StageProcess, "kill", lambda self: None)  # as in the middle of a system call that hangs
+        os.kill(stage_pids(executor)[1], signal.SIGSTOP)
+        death_of(executor)
+        executor.restart(1)
+        assert "do not end" in death_of(executor).cause
     executor.restart(2)
     assert executor.collect(SECONDS) == StagesUp(2)
     check_tokens(executor, 2)
