@@ -27,7 +27,7 @@ _LINGER_MS = 500
 class ControlSocket:
     """A ROUTER that stages connect to. It takes messages that carry its token and drops all others.
 
-    Owned by the output thread. A connection is known by the identity that the socket gave it; nobody can choose one.
+    Owned by the output thread. A connection is known by its identity, which proves nothing: the token does.
     """
 
     is_door = False
