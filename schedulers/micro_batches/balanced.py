@@ -37,10 +37,11 @@ class BalancedMicroBatch(MicroBatch):
     def visit(self, table: TableView) -> Iterator[QueueView]:
         """Idle queues, then, with one micro-batch in flight for each queue in use, one of them once more."""
         in_use = self._queues.count or table.num_stages
-        idle = table.idle_queues()
+        idle, asked = table.idle_queues(), max(in_use, table.num_stages)
         # Of those without decodes only the lowest: the count is chosen anew while one forms, and may leave others out.
-        empty = min((queue.index for queue in idle if not queue.ids), default=in_use)
-        yield from (queue for queue in idle if queue.ids or queue.index == empty < in_use)
+        # Up to the stages also beyond the count: a burst beside one decode must not wait until that comes home.
+        empty = min((queue.index for queue in idle if not queue.ids), default=asked)
+        yield from (queue for queue in idle if queue.ids or queue.index == empty < asked)
         if table.num_in_flight <= max(in_use, table.num_stages):
             yield from table.queues_to_look_ahead()
 

@@ -185,6 +185,23 @@ def test_nothing_to_do_is_no_plan() -> None:
     assert balanced().plan() is None
 
 
+@pytest.mark.parametrize("num_decodes", [1, 2, 3])
+def test_a_burst_beside_few_decodes_does_not_wait_until_they_come_home(num_decodes: int) -> None:
+    """So few decodes are worth no more queues than they are; the other stages have nothing to do."""
+    books = balanced(num_queues=8, look_ahead=1)
+    costs(books, base=10e-3, per_token=1e-4)
+    fill(books, num_decodes)
+    while (plan := books.plan()) is not None:
+        carry_out(books, plan)
+    assert books.table.num_in_flight == num_decodes
+    for _ in range(20):
+        books.waiting(100)
+    plan = books.plan()
+    assert plan is not None
+    assert not plan.decode_ids
+    assert plan.num_tokens > 100
+
+
 @pytest.mark.parametrize("limit", [{"max_micro_batch_seqs": 3}, {"max_num_batched_tokens": 3}])
 def test_a_share_larger_than_a_micro_batch_takes_turns(limit: dict[str, int]) -> None:
     books = balanced(num_stages=2, **limit)
