@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,17 @@ def test_a_workload_from_a_file(tmp_path: Path) -> None:
     assert found["output_tokens"] == 5
     assert found["settings"]["requests"] == 2
     assert found["makespan_s"] > 1.5
+
+
+def test_no_model_is_needed_and_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from llm_engine.cli.main import main\n"
+        f"assert main(['simulate', *{SMALL!r}]) == 0\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'zmq', 'asyncio'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
 @pytest.mark.parametrize(
