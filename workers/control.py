@@ -10,7 +10,6 @@ A stage connects a DEALER to the engine's ROUTER; every message of the stage car
       Progress ..., Loaded  ->                               weights are in; where my inbound socket is
                                         <-  Allocate         the pool, and who comes after you
       Ready  ->                             (when all are: a probe goes round the data sockets)
-                                        <-  Serving
       Heartbeat, every half second  ->
       Failed  ->                        <-  Stop             at any time
 """
@@ -95,10 +94,6 @@ class Ready(Message):
     pass
 
 
-class Serving(Message):
-    """Every link has been tried; socket files are gone."""
-
-
 class Heartbeat(Message):
     step: int | None
     """What it executes."""
@@ -145,7 +140,7 @@ class ClockPong(Message):
 
 
 FromStage = Hello | Progress | Loaded | Ready | Heartbeat | Failed | Log | ClockPong
-ToStage = Setup | Refused | Allocate | Serving | Stop | ClockPing
+ToStage = Setup | Refused | Allocate | Stop | ClockPing
 
 _encoder = msgspec.msgpack.Encoder()
 _from_stage = msgspec.msgpack.Decoder(FromStage)
@@ -183,8 +178,6 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hexadecimal."""
     index: int
     parent_pid: int
-    directory: str | None = None
-    """With the socket files; removed by the stage where the engine died before it could."""
     remote: bool = False
     """Whether it was started by hand: then it makes sure by itself that the engine is still there."""
     key: tuple[str, str] | None = None

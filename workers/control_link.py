@@ -7,10 +7,8 @@ whoever started the process, and makes sure that the process never outlives that
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import shutil
 import signal
 import socket as sockets
 import sys
@@ -36,7 +34,6 @@ from .control import (
     Log,
     Message,
     Refused,
-    Serving,
     Setup,
     Stop,
     decode_to_stage,
@@ -59,7 +56,6 @@ GRACE_SECONDS = 1.0
 ENGINE_SILENT_SECONDS = 3.0
 """A remote engine speaks every half second; one that is silent for so long is gone."""
 _MAX_HANDSHAKES = 3
-_PR_SET_PDEATHSIG = 1
 
 
 class StoppedError(Exception):
@@ -198,8 +194,6 @@ class ControlLink(threading.Thread):
                 continue
             if isinstance(message, ClockPing):
                 self._post(socket, ClockPong(message.sent_at, time.monotonic()))
-            elif isinstance(message, Serving):
-                self._die_with_parent()
             elif isinstance(message, Stop):
                 self._end_with(StoppedError(EXIT_DONE if message.final else EXIT_LOST, message.reason))
             elif isinstance(message, Refused):
@@ -215,12 +209,6 @@ class ControlLink(threading.Thread):
             reason = f"the engine at {self._launch.control} does not accept this pipeline key: it has another one"
             self._end_with(StoppedError(EXIT_FAILED, reason))
 
-    def _die_with_parent(self) -> None:
-        """Every link stands and no socket file is left to clear away, so from now on the system may kill at once."""
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self._launch.parent_pid:
-            self._end_process(EXIT_DONE)
-
     def _end_with(self, stopped: StoppedError) -> None:
         if self.stopped is None:
             self.stopped = stopped
@@ -229,11 +217,8 @@ class ControlLink(threading.Thread):
             os.eventfd_write(self.stop_fd, 1)
 
     def _end_process(self, code: int) -> None:
-        if os.getppid() != self._launch.parent_pid:
-            if self._launch.directory is not None:
-                shutil.rmtree(self._launch.directory, ignore_errors=True)
-            if os.getpgrp() == os.getpid():
-                os.killpg(0, signal.SIGKILL)  # with a compiler that may be running
+        if os.getppid() != self._launch.parent_pid and os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # with a compiler that may be running
         os._exit(code)
 
 

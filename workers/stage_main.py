@@ -1,4 +1,4 @@
-"""A stage in a process of its own: ``python -m llm_engine.workers.stage_process``, started by the engine.
+"""What a stage's process does from its start to its end.
 
 The main thread loads the model and executes plans; the side thread (``control_link``) speaks to the engine. The first
 line on standard input says whom to join (``control.Launch``); its end is the end of the stage.
@@ -29,13 +29,15 @@ PROGRESS_SECONDS = 0.05
 """Least time between two reports of loading."""
 
 
-def main() -> None:
+def run_process() -> None:
     """Run the stage; does not return."""
     faulthandler.enable()
     line = os.read(sys.stdin.fileno(), 65536)
     if not line:
         os._exit(EXIT_DONE)  # who started it has died meanwhile
     launch = msgspec.json.decode(line, type=Launch)
+    if os.getppid() != launch.parent_pid:
+        os._exit(EXIT_DONE)  # it died before the system was asked to tell
     if launch.cpus:
         os.sched_setaffinity(0, launch.cpus)  # before torch: the threads it starts inherit it
     context: zmq.Context[Any] = zmq.Context()
@@ -104,7 +106,3 @@ def _reporting(link: ControlLink) -> OnProgress:
             link.send(Progress(done, total))
 
     return report
-
-
-if __name__ == "__main__":
-    main()

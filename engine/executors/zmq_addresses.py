@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Sequence
 
@@ -16,7 +18,10 @@ _LONGEST = 107
 
 
 class SocketFolder:
-    """A private folder (0700) for the socket files of one start of the stages. Owned by one thread."""
+    """A private folder (0700) for the socket files of one start of the stages. Owned by one thread.
+
+    Should this process be killed before ``remove``, a shell that waits for that removes it.
+    """
 
     def __init__(self) -> None:
         """Raises ``ConfigError`` where the folder for temporary files cannot be used."""
@@ -27,6 +32,7 @@ class SocketFolder:
         except OSError as error:
             wanted = f"a folder for temporary files that can be written to ({error.strerror or error})"
             raise ConfigError("TMPDIR", parent or os.environ.get("TMPDIR"), wanted) from error
+        self._remover = _start_remover(self.path)
         longest = len(os.fsencode(os.path.join(self.path, "results")))
         if longest > _LONGEST:
             self.remove()
@@ -40,6 +46,21 @@ class SocketFolder:
     def remove(self) -> None:
         """Callable twice. Connections that exist live on."""
         shutil.rmtree(self.path, ignore_errors=True)
+        remover, self._remover = self._remover, None
+        if remover is not None:
+            try:
+                remover.communicate(b"\n", timeout=1.0)
+            except subprocess.TimeoutExpired:  # somebody has stopped it
+                remover.kill()
+                remover.wait()
+
+
+def _start_remover(path: str) -> subprocess.Popen[bytes] | None:
+    """Reads a line; where there comes none, since whoever should write it is dead, it removes the folder."""
+    script = 'read -r line || rm -rf -- "$0"'
+    with contextlib.suppress(OSError):
+        return subprocess.Popen(["/bin/sh", "-c", script, path], stdin=subprocess.PIPE, env={}, start_new_session=True)
+    return None
 
 
 class Links:

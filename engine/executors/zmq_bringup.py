@@ -13,7 +13,7 @@ import zmq
 
 from ...core.config import EngineConfig
 from ...core.version import __version__
-from ...workers.control import Allocate, Hello, Loaded, Refused, Serving, Setup
+from ...workers.control import Allocate, Hello, Loaded, Refused, Setup
 from ...workers.links import Outbound
 from ...workers.pipeline_key import PipelineKey
 from ...workers.placement import StagePlacement
@@ -157,8 +157,6 @@ class Bringup:
     def serve(self) -> ExecutorInfo:
         """The probe is back: every link stands, so nothing needs the socket files any more."""
         self._folder.remove()
-        for stage in self._stages:
-            stage.say(Serving())
         infos = [stage.info for stage in self._stages if stage.info is not None]
         return ExecutorInfo(
             sum_up(infos),

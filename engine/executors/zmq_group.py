@@ -262,7 +262,6 @@ class StageGroup:
             token=token.hex(),
             index=index,
             parent_pid=os.getpid(),
-            directory=self._folder.path,
             key=None if settings.key is None else (settings.key.public, settings.key.secret),
             host=None if self._door is None else self._door.host,
             cpus=None if placement.cpus is None else sorted(placement.cpus),

@@ -24,7 +24,6 @@ from llm_engine.workers.control import (
     Progress,
     Ready,
     Refused,
-    Serving,
     Setup,
     Stop,
     decode_from_stage,
@@ -62,7 +61,7 @@ FROM_STAGE = [
     Log(30, "llm_engine", "text"),
     ClockPong(1.0, 2.0),
 ]
-TO_STAGE = [SETUP, Refused("no"), Allocate(9, 4, "ipc://y", None), Serving(), Stop(True), ClockPing(1.0)]
+TO_STAGE = [SETUP, Refused("no"), Allocate(9, 4, "ipc://y", None), Stop(True), ClockPing(1.0)]
 
 
 @pytest.mark.parametrize("message", FROM_STAGE, ids=lambda m: type(m).__name__)

@@ -43,7 +43,7 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "key"
     path.write_text(content, encoding="utf-8")
     path.chmod(0o600)
-    with pytest.raises(ConfigError, match="pipeline_key is .*--new-key"):
+    with pytest.raises(ConfigError, match=r"pipeline_key is .*--new-key"):
         read_key(path)
 
 
@@ -116,7 +116,7 @@ def test_nobody_else_is(server: Server, context: zmq.Context[Any], knows: str) -
     push.connect(server.address)
     push.send(b"let me in")
     assert monitor.socket.poll(MILLISECONDS)
-    assert list(monitor.take())[0]
+    assert next(monitor.take())
     assert monitor.is_refused == (knows == "the public key alone")
     monitor.close()
     push.close(0)
