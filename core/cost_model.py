@@ -6,6 +6,7 @@ Standard library only: the micro-batch policy, the simulator and the executor's 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -132,10 +133,11 @@ class CostFit:
         if not self._cells:
             return None
         times = [(cell.num_tokens, max([*cell.seconds, 1e-9])) for cell in self._cells.values()]
-        # Where only large steps were seen, a short one is guessed.
+        # Where only large steps were seen, a short one is guessed; where only short ones were, what a large one could
+        # do: or small micro-batches, chosen by a small knee, would confirm it for ever.
         prior = self.PRIOR_KNEE
         shortest = min(seconds * min(1.0, 2 * prior / (prior + tokens)) for tokens, seconds in times)
-        return shortest * max(tokens / seconds for tokens, seconds in times)
+        return shortest * max(max(tokens, min(prior, (prior + tokens) / 2)) / seconds for tokens, seconds in times)
 
     def near(self, num_tokens: float) -> list[LinearCost]:
         """The fit of every column where steps of about this size count most; the cost of their usual history is put
@@ -172,11 +174,9 @@ class CostFit:
                     products[i][j] += weight * row[i] * row[j]
                 for target, value in zip(targets, cell.seconds, strict=True):
                     target[i] += weight * row[i] * value
-        found = []
-        for target in targets:
-            base, per_token, per_context = _solve_non_negative(products, target)
-            found.append(LinearCost(base, per_token * 1e-2, per_context * 1e-5))
-        return found
+        solve = _NonNegative(products).solve
+        solutions = [solve(target) for target in targets]
+        return [LinearCost(base, per_token * 1e-2, per_context * 1e-5) for base, per_token, per_context in solutions]
 
     def _weighted(self) -> list[_Cell]:
         cells = list(self._cells.values())
@@ -191,23 +191,39 @@ def _octave(number: float) -> int:
     return math.frexp(number * number)[1] if number else -1
 
 
-def _solve_non_negative(products: list[list[float]], targets: list[float]) -> list[float]:
-    kept = [0, 1, 2]
-    while True:
-        # A little ridge, since steps that are all alike leave the system singular; more of it on the history, which
-        # goes with the tokens where prompts are alike, and would take their part.
-        ridge = (1e-9, 1e-9, 1e-2)
-        matrix = [[products[i][j] * (1.0 + (ridge[i] if i == j else 0.0)) for j in kept] for i in kept]
-        for row in range(len(kept)):
-            matrix[row][row] += 1e-12
-        solution = _solve(matrix, [targets[i] for i in kept])
-        lowest = min(range(len(kept)), key=solution.__getitem__)
-        if solution[lowest] >= 0 or len(kept) == 1:
-            found = [0.0] * 3
-            for index, value in zip(kept, solution, strict=True):
-                found[index] = max(value, 0.0)
-            return found
-        del kept[lowest]
+class _NonNegative:
+    """Three normal equations for many right sides: what comes out negative is left out, and the rest solved again."""
+
+    def __init__(self, products: list[list[float]]) -> None:
+        self._products = products
+        self._inverses: dict[tuple[int, ...], list[list[float]]] = {}
+        """By the unknowns that are kept: with a thousand stages most keep the same."""
+
+    def solve(self, target: list[float]) -> tuple[float, float, float]:
+        kept: tuple[int, ...] = (0, 1, 2)
+        while True:
+            right = [target[i] for i in kept]
+            solution = [sum(map(operator.mul, row, right)) for row in self._inverse(kept)]
+            lowest = min(solution)
+            if lowest >= 0 or len(kept) == 1:
+                found = [0.0, 0.0, 0.0]
+                for index, value in zip(kept, solution, strict=True):
+                    found[index] = max(value, 0.0)
+                return found[0], found[1], found[2]
+            out = solution.index(lowest)
+            kept = kept[:out] + kept[out + 1 :]
+
+    def _inverse(self, kept: tuple[int, ...]) -> list[list[float]]:
+        if kept not in self._inverses:
+            # A little ridge, since steps that are all alike leave the system singular; more of it on the history, which
+            # goes with the tokens where prompts are alike, and would take their part.
+            ridge = (1e-9, 1e-9, 1e-2)
+            matrix = [[self._products[i][j] * (1.0 + (ridge[i] if i == j else 0.0)) for j in kept] for i in kept]
+            for row in range(len(kept)):
+                matrix[row][row] += 1e-12
+            columns = [_solve(matrix, [float(i == j) for j in range(len(kept))]) for i in range(len(kept))]
+            self._inverses[kept] = [list(row) for row in zip(*columns, strict=True)]
+        return self._inverses[kept]
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:

@@ -40,8 +40,13 @@ class BalancedMicroBatch(MicroBatch):
         idle, asked = table.idle_queues(), max(in_use, table.num_stages)
         # Of those without decodes only the lowest: the count is chosen anew while one forms, and may leave others out.
         # Up to the stages also beyond the count: a burst beside one decode must not wait until that comes home.
-        empty = min((queue.index for queue in idle if not queue.ids), default=asked)
-        yield from (queue for queue in idle if queue.ids or queue.index == empty < asked)
+        empty = asked
+        for queue in idle:
+            if queue.index < empty and not queue.ids:
+                empty = queue.index
+        for queue in idle:
+            if queue.ids or queue.index == empty < asked:
+                yield queue
         if table.num_in_flight <= max(in_use, table.num_stages):
             yield from table.queues_to_look_ahead()
 
