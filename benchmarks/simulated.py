@@ -26,7 +26,10 @@ from benchmarks import machine
 from benchmarks.children import ROOT, ChildError, json_lines
 from benchmarks.report import Spread, markdown_table
 from llm_engine.core.config import EngineConfig
+from llm_engine.core.cost_model import StepShape
+from llm_engine.metrics.step_trace import read_trace
 from llm_engine.simulation.config import SimulationConfig
+from llm_engine.simulation.fitted import read_fit
 from llm_engine.simulation.setup import Setup, set_up
 from llm_engine.simulation.workload import Arrival, lognormal, poisson, prompt
 
@@ -98,12 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
-            trace = str(Path(folder) / f"{number}.json")
+            fitted, own = str(Path(folder) / f"{number}.json"), str(Path(folder) / "own.json")
             try:
-                measured = _measure(args, TRACED, number, trace)
-                _note(result, args, TRACED, number, trace, measured)
+                measured = _measure(args, TRACED, number, fitted)
+                _note(result, args, TRACED, number, fitted, fitted, measured)
                 for run in asked:
-                    _note(result, args, run, number, trace, _measure(args, run, number, None))
+                    _note(result, args, run, number, fitted, own, _measure(args, run, number, own))
             except ChildError as error:
                 print(f"a run failed: {error}", file=sys.stderr, flush=True)
                 failed = True
@@ -130,7 +133,7 @@ def engine_settings(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     }
 
 
-def _measure(args: argparse.Namespace, run: Run, number: int, trace: str | None) -> dict[str, Any]:
+def _measure(args: argparse.Namespace, run: Run, number: int, trace: str) -> dict[str, Any]:
     settings = {"model": str(args.model.resolve()), "dtype": "bfloat16", "kv_cache_memory": POOL}
     task = {
         "settings": settings | engine_settings(args, run),
@@ -174,10 +177,31 @@ def predict(args: argparse.Namespace, run: Run, number: int, trace: str) -> tupl
     return setup, {"seconds": found.makespan, "ttft_s": sum(found.ttfts) / len(found.ttfts)}
 
 
+def stage_seconds(fitted: str, own: str) -> float:
+    """What the fit makes of the steps that were really taken, over what the stages took for them: how good the costs
+    are, whatever the scheduler and the delays did."""
+    trace, costs_of = read_trace(own), read_fit(fitted).pipeline.costs
+    costs = costs_of(trace.metadata.layers_per_stage)
+    predicted = measured = 0.0
+    for step in trace.records:
+        rows = step.num_decodes + step.num_chunks
+        shape = StepShape(step.num_tokens, step.context_tokens, step.num_sampled, rows, step.kv_tokens)
+        for cost, (began, ended) in zip(costs, step.busy, strict=True):
+            predicted, measured = predicted + cost.seconds(shape), measured + ended - began
+    return predicted / measured
+
+
 def _note(
-    result: dict[str, Any], args: argparse.Namespace, run: Run, number: int, trace: str, measured: dict[str, Any]
+    result: dict[str, Any],
+    args: argparse.Namespace,
+    run: Run,
+    number: int,
+    fitted: str,
+    own: str,
+    measured: dict[str, Any],
 ) -> None:
-    setup, predicted = predict(args, run, number, trace)
+    setup, predicted = predict(args, run, number, fitted)
+    costs = stage_seconds(fitted, own)
     result["runs"].append(
         {
             "name": run.name,
@@ -185,11 +209,16 @@ def _note(
             "layers": setup.split,
             "measured": measured,
             "predicted": predicted,
+            "stage_seconds": costs,
             "stages_are": setup.stages_are.rpartition("within ")[2],
         }
     )
     errors = " ".join(f"{key} {measured[key]:.3f} -> {predicted[key]:.3f}" for key in ("seconds", "ttft_s"))
-    print(f"[{number + 1}] {run.name}: {errors}; others kept {measured['other_cores']:.2f} cores busy", flush=True)
+    print(
+        f"[{number + 1}] {run.name}: {errors}; stage seconds {costs:.3f}; others kept "
+        f"{measured['other_cores']:.2f} cores busy",
+        flush=True,
+    )
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -202,9 +231,11 @@ def markdown(result: dict[str, Any]) -> str:
         for key, digits in (("seconds", 2), ("ttft_s", 3)):
             ratios = [run["predicted"][key] / run["measured"][key] for run in mine]
             cells += [Spread.of([run["measured"][key] for run in mine]).text(digits), Spread.of(ratios).text(3)]
+        cells.append(Spread.of([run["stage_seconds"] for run in mine]).text(3))
         rows.append(cells)
     others = Spread.of([run["measured"]["other_cores"] for run in runs]).text(2) if runs else "-"
-    header = ["run", "measured, s", "predicted / measured", "first token, s", "predicted / measured"]
+    ratio = "predicted / measured"
+    header = ["run", "measured, s", ratio, "first token, s", ratio, "stages' seconds, " + ratio]
     about = (
         f"`{result['model']}` in bf16, scheduler {result['scheduler']}, {result['rounds']} rounds, {result['when']}. "
         f"{device['cpu']}, {device['cores']} cores, a stage process of one thread on each. Cores that other processes "

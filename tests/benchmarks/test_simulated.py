@@ -47,6 +47,7 @@ def test_what_was_traced_predicts_itself(tmp_path: Path) -> None:
     setup, predicted = simulated.predict(ARGS, run, 0, path)
     assert setup.split == (2, 2)
     assert predicted["seconds"] == pytest.approx(happened.makespan, rel=0.03)
+    assert simulated.stage_seconds(path, path) == pytest.approx(1.0, rel=0.01)
     assert predicted["ttft_s"] == pytest.approx(sum(happened.ttfts) / len(happened.ttfts), rel=0.03)
 
 
@@ -56,6 +57,7 @@ def test_the_page_shows_every_run_and_how_far_off_it_was() -> None:
             "name": run.name,
             "measured": {"seconds": 2.0, "ttft_s": 0.5, "other_cores": 0.01},
             "predicted": {"seconds": 2.1, "ttft_s": 0.45},
+            "stage_seconds": 0.98,
         }
         for run in (simulated.TRACED, *simulated.PREDICTED)
     ]
