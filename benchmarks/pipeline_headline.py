@@ -166,8 +166,8 @@ def verdict(entries: Sequence[dict[str, Any]]) -> str:
     kv = "memory for everybody" if best["unlimited_kv"] else "the memory of the cards"
     budget = "an unlimited budget" if best["budget"] == UNLIMITED else f"a budget of {best['budget']}"
     pair = (
-        f"{best['host_ms']:.3g} ms of host time a micro-batch and a link of {best['gbit']:.3g} Gbit/s, with {budget} and "
-        f"{kv}"
+        f"{best['host_ms']:.3g} ms of host time a micro-batch and a link of {best['gbit']:.3g} Gbit/s, with {budget} "
+        f"and {kv}"
     )
     if best["error"] <= REPRODUCED:
         return f"Both times come about with {pair}: {best['unified_s']:.1f} and {best['rule_s']:.1f} s."
