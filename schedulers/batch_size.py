@@ -51,8 +51,10 @@ class BatchSize:
         if stages > 1:
             fixed = _FIXED_SHARE * knee + work.num_prompts / (2 * stages)
             self._burst = max(self._burst, math.sqrt(fixed * work.prompt_tokens * work.mean_worth / (stages - 1)))
-            size = min(size, rows + max(knee - rows, self._burst) / work.mean_worth)
-        if work.crowded or work.prompt_tokens <= num_queues * (knee - rows):
+            # Where no decodes ride along, a smaller chunk is not worth a step of its own.
+            least = knee - rows if rows else max(knee, KNEE)
+            size = min(size, rows + max(least, self._burst) / work.mean_worth)
+        if rows and (work.crowded or work.prompt_tokens <= num_queues * (knee - rows)):
             due = self._traffic.due(rows, work.prompt_tokens / num_queues)
             size = min(size, max(knee, rows + due, rows + limits.chunk_unit))
         return max(1, int(size))
