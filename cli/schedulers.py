@@ -17,7 +17,13 @@ def run() -> int:
         width = max((len(name) for name, _ in described), default=0)
         print(f"{flag} NAME")
         for name, summary in described:
-            default = " (default)" if flag == "--scheduler" and name == registry.DEFAULT_PRESET else ""
-            print(f"  {name:<{width}}  {summary}{default}")
+            print(f"  {name:<{width}}  {summary}{_default(name) if flag == '--scheduler' else ''}")
     print("Each also takes package.module:Class.")
     return 0
+
+
+def _default(preset: str) -> str:
+    one, several = registry.default_preset(1), registry.default_preset(2)
+    if preset == one:
+        return " (default)" if one == several else " (default with one stage)"
+    return " (default with several stages)" if preset == several else ""

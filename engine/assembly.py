@@ -50,7 +50,7 @@ def make_core(
         sliding_window=sliding_window,
     )
     container = ResourceManager(resources)
-    scheduler = (make_scheduler or find_scheduler(settings))(limits, container)
+    scheduler = (make_scheduler or find_scheduler(settings, num_stages))(limits, container)
     # A scheduler of somebody else's may have no wish.
     wanted = getattr(scheduler, "num_queues", lambda num_stages: num_stages)(num_stages)
     return EngineCore(

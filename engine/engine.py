@@ -185,7 +185,7 @@ class _StateMaker:
         self, config: EngineConfig, num_stages: int, on_cuda: bool, resources: Sequence[BaseResourceManager]
     ) -> None:
         self._config, self._num_stages, self._on_cuda, self._resources = config, num_stages, on_cuda, resources
-        self._make_scheduler = find_scheduler(config.scheduler)
+        self._make_scheduler = find_scheduler(config.scheduler, num_stages)
         self.info: ExecutorInfo | None = None
 
     def __call__(self, info: ExecutorInfo) -> EngineState:

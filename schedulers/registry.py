@@ -40,7 +40,12 @@ PRESETS: dict[str, tuple[str, str, str]] = {
     "balanced": ("fcfs", "max-utilization", "balanced"),
 }
 """Name to (ordering, capacity, micro-batch)."""
-DEFAULT_PRESET = "greedy"
+
+
+def default_preset(num_stages: int) -> str:
+    """What ``default`` means: one stage has nobody to wait for."""
+    return "greedy" if num_stages == 1 else "balanced"
+
 
 SCHEDULERS: Registry[Scheduler] = Registry("scheduler", "llm_engine.schedulers")
 for _name, _parts in PRESETS.items():
@@ -49,12 +54,12 @@ for _name, _parts in PRESETS.items():
 SchedulerFactory = Callable[[Limits, ResourceManager | None], Scheduler]
 
 
-def find_scheduler(config: SchedulerConfig) -> SchedulerFactory:
+def find_scheduler(config: SchedulerConfig, num_stages: int = 1) -> SchedulerFactory:
     """Resolve the names of the settings, before anything is loaded. Raises ``ConfigError`` listing those that exist.
 
     A scheduler class of your own is called as ``Class(limits)`` or ``Class(limits, resources)``.
     """
-    name = DEFAULT_PRESET if config.scheduler == "default" else config.scheduler
+    name = default_preset(num_stages) if config.scheduler == "default" else config.scheduler
     if name in PRESETS:
         preset = PRESETS[name]
         ordering = ORDERINGS.get(config.ordering or preset[0])
@@ -72,6 +77,8 @@ def find_scheduler(config: SchedulerConfig) -> SchedulerFactory:
     return lambda limits, resources: factory(limits, resources) if takes_resources else factory(limits)
 
 
-def make_scheduler(config: SchedulerConfig, limits: Limits, resources: ResourceManager | None = None) -> Scheduler:
+def make_scheduler(
+    config: SchedulerConfig, limits: Limits, resources: ResourceManager | None = None, *, num_stages: int = 1
+) -> Scheduler:
     """Build what the settings name; raises as ``find_scheduler``."""
-    return find_scheduler(config)(limits, resources)
+    return find_scheduler(config, num_stages)(limits, resources)

@@ -98,9 +98,9 @@ def test_schedulers_lists_names_with_a_line_each(capsys: pytest.CaptureFixture[s
     assert code == 0
     for flag in ("--scheduler", "--ordering", "--capacity", "--micro-batch"):
         assert f"{flag} NAME" in out
-    for name in ("greedy", "fcfs", "max-utilization"):
+    for name in ("greedy", "balanced", "fcfs", "max-utilization"):
         assert any(line.split()[:1] == [name] and len(line.split()) > 1 for line in out.splitlines())
-    assert out.count("(default)") == 1
+    assert out.count("(default with one stage)") == out.count("(default with several stages)") == 1
 
 
 def test_abbreviations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from llm_engine.kvcache.resources import ResourceManager
 from llm_engine.schedulers.base import Scheduler
 from llm_engine.schedulers.capacities.max_utilization import MaxUtilization
 from llm_engine.schedulers.limits import Limits
+from llm_engine.schedulers.micro_batches.balanced import BalancedMicroBatch
 from llm_engine.schedulers.micro_batches.greedy import GreedyMicroBatch
 from llm_engine.schedulers.orderings.fcfs import FcfsOrdering
 from llm_engine.schedulers.registry import CAPACITIES, MICRO_BATCHES, ORDERINGS, SCHEDULERS, make_scheduler
@@ -47,7 +48,7 @@ class Half:
 
 
 @pytest.mark.parametrize("name", ["default", "greedy"])
-def test_the_default_is_fcfs_max_utilization_greedy(name: str) -> None:
+def test_with_one_stage_the_default_is_greedy(name: str) -> None:
     scheduler = make_scheduler(SchedulerConfig(scheduler=name), LIMITS)
     parts = (scheduler.ordering, scheduler.capacity, scheduler.micro_batch)
     assert [type(part) for part in parts] == [FcfsOrdering, MaxUtilization, GreedyMicroBatch]
@@ -61,6 +62,19 @@ def test_everything_listed_can_be_loaded_and_says_what_it_is(registry: Any) -> N
     for name, summary in registry.describe():
         assert callable(registry.get(name))
         assert summary
+
+
+@pytest.mark.parametrize(("name", "num_stages"), [("balanced", 1), ("balanced", 4), ("default", 2)])
+def test_with_several_stages_the_default_is_balanced(name: str, num_stages: int) -> None:
+    scheduler = make_scheduler(SchedulerConfig(scheduler=name), LIMITS, num_stages=num_stages)
+    parts = (scheduler.ordering, scheduler.capacity, scheduler.micro_batch)
+    assert [type(part) for part in parts] == [FcfsOrdering, MaxUtilization, BalancedMicroBatch]
+
+
+def test_the_default_with_one_part_replaced_keeps_the_others() -> None:
+    scheduler = make_scheduler(SchedulerConfig(micro_batch="greedy"), LIMITS, num_stages=4)
+    assert isinstance(scheduler.micro_batch, GreedyMicroBatch)
+    assert [scheduler.num_queues(stages) for stages in (1, 4)] == [1, 4]
 
 
 def test_one_part_alone_can_be_replaced() -> None:
