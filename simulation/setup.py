@@ -8,22 +8,20 @@ from dataclasses import dataclass
 
 from ..core.config import EngineConfig
 from ..core.errors import CapacityError, ConfigError
-from ..core.stage_settings import check_split
 from ..engine.assembly import make_core, make_limits
 from ..engine.core import EngineCore
-from ..models.layer_cost import DECODE, PREFILL, layer_times
-from ..models.layer_split import NAMED_SPLITS, even_split
-from ..models.spec import ModelSpec
+from ..models.layer_cost import layer_times
 from ..schedulers.limits import Limits
 from ..schedulers.registry import SchedulerFactory
 from .config import SimulationConfig
-from .fitted import Fitted, read_fit
-from .hardware import Hardware, find_hardware
+from .fitted import read_fit
+from .hardware import find_hardware
 from .links import Link, parse_link
 from .model_shapes import find_shape
 from .pipeline import Pipeline
 from .roofline import num_blocks_in_memory, roofline_costs, stage_memory
 from .simulator import HostCost, Simulator
+from .splits import split_layers
 from .workload import Arrival, describe
 
 DEFAULT_SHAPE = "llama-2-13b"
@@ -105,7 +103,12 @@ def _by_roofline(
     hardware = find_hardware(simulation.hardware)
     link = parse_link(simulation.link or DEFAULT_LINK)
     itemsize = ITEMSIZES[engine.model.dtype]
-    split = _split_by_time(spec, hardware, itemsize, simulation.stages, engine.parallel.pipeline_layer_partition)
+    split = split_layers(
+        spec.num_layers,
+        simulation.stages,
+        engine.parallel.pipeline_layer_partition,
+        lambda step: layer_times(spec, step, hardware.speed, itemsize),
+    )
     if arrivals is None:
         arrivals = describe(simulation, engine.model.seed, engine.model.max_model_len or spec.max_positions)
     block_size = engine.cache.block_size or (64 if hardware.on_cuda else 16)
@@ -144,7 +147,12 @@ def _by_fit(
 ) -> Setup:
     assert simulation.fit is not None
     fitted = read_fit(simulation.fit)
-    split = _split_evenly(fitted, simulation, engine.parallel.pipeline_layer_partition)
+    partition = engine.parallel.pipeline_layer_partition
+    if partition is None and simulation.stages == len(fitted.layers_per_stage):
+        split = fitted.layers_per_stage
+    else:
+        fit = fitted.pipeline
+        split = split_layers(fit.num_layers, simulation.stages, partition, fit.layer_times)
     if arrivals is None:
         arrivals = describe(simulation, engine.model.seed, engine.model.max_model_len or fitted.max_model_len)
     engine = fitted.with_its_limits(engine)
@@ -192,41 +200,6 @@ def _told_blocks(
     if simulation.unlimited_kv:
         return 2 + sum(math.ceil(arrival.num_tokens / block_size) for arrival in arrivals)
     return None
-
-
-def _told_split(num_layers: int, num_stages: int, partition: str | None) -> tuple[int, ...] | str:
-    """The numbers that were told, or the name of a split."""
-    if num_stages > num_layers:
-        raise ConfigError("stages", num_stages, f"at most the model's {num_layers} layers")
-    split = check_split(num_layers, num_stages, partition)
-    if num_stages == 1:
-        return (num_layers,)
-    return tuple(split) if isinstance(split, list) else split or "auto"
-
-
-def _split_by_time(
-    spec: ModelSpec, hardware: Hardware, itemsize: int, num_stages: int, partition: str | None
-) -> tuple[int, ...]:
-    """As an engine would split it, by the times of this hardware."""
-    split = _told_split(spec.num_layers, num_stages, partition)
-    if not isinstance(split, str):
-        return split
-    decode, prefill = (layer_times(spec, shape, hardware.speed, itemsize) for shape in (DECODE, PREFILL))
-    return tuple(NAMED_SPLITS[split](decode, prefill, num_stages))
-
-
-def _split_evenly(fitted: Fitted, simulation: SimulationConfig, partition: str | None) -> tuple[int, ...]:
-    """As told; as in the trace; or by the times that were fitted."""
-    num_layers = fitted.pipeline.num_layers
-    split = _told_split(num_layers, simulation.stages, partition)
-    if not isinstance(split, str):
-        return split
-    if partition is None and simulation.stages == len(fitted.layers_per_stage):
-        return fitted.layers_per_stage
-    if split == "even":
-        return tuple(even_split(num_layers, simulation.stages))
-    decode, prefill = fitted.pipeline.layer_times(DECODE), fitted.pipeline.layer_times(PREFILL)
-    return tuple(NAMED_SPLITS[split](decode, prefill, simulation.stages))
 
 
 def _check_room(setup: Setup) -> None:
