@@ -67,12 +67,13 @@ def groups(num_layers: dict[str, int]) -> list[Group]:
     made = []
     for mix in ("decode", "prefill"):
         layers = num_layers["small"]
-        given = {f"{first},{layers - first}": first for first in range(layers // 2, layers - 3)}
+        given = {f"{first},{layers - first}": first for first in (layers // 2, layers // 2 + 1, layers // 2 + 2)}
         made.append(
             Group(
                 f"stages-{mix}", "small", mix, "two stages on a core each against one stage on one core",
                 [
                     Row("1 stage, 1 core", one_stage()),
+                    Row("1 stage, everything on 1 core", one_stage(), cores=[0]),
                     Row("2 stages, automatic split", two_stages()),
                     *(Row(f"2 stages, {text}", two_stages(pipeline_layer_partition=text)) for text in given),
                     Row("1 stage, 2 threads", one_stage(stage_cpus="0-1", cpu_threads=2)),
@@ -113,6 +114,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--small", type=Path, required=True, help="folder of the checkpoint `small`")
     parser.add_argument("--tiny", type=Path, required=True, help="folder of the checkpoint `tiny`")
     parser.add_argument("--group", nargs="+", help="only these groups")
+    parser.add_argument("--row", nargs="+", help="only these rows; a group's first one is always there")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--traces", type=Path, help="folder for a step trace of each row's last repeat")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one row (default: 300)")
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     for group in asked:
         for repeat in range(args.repeats):
-            for row in group.rows:
+            for row in [row for row in group.rows if not args.row or row is group.rows[0] or row.name in args.row]:
                 _turn(args, group, row, repeat, folders[group.model], result)
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / "pipeline"
@@ -216,11 +218,10 @@ def markdown(result: dict[str, Any]) -> str:
                     Spread.of(speedup).text(2) if speedup else "-",
                     Spread.of(busy).text(2) if busy else "-",
                     Spread.of(host).text(0) if host else "-",
-                    str(len({run["tokens_digest"] for run in mine})),
                 ]
             )
         title = "first token, s" if key == "ttft_s" else "seconds"
-        header = [group["name"], title, f"times faster than {names[0]}", "least busy stage", "host us p50", "answers"]
+        header = [group["name"], title, f"times faster than {names[0]}", "least busy stage", "host us p50"]
         parts += [f"`{group['model']}`, {group['question']}:", markdown_table(header, rows)]
     parts += [f"Failed: {f['group']}, {f['row']}: {f['error'].splitlines()[0]}" for f in result["failures"]]
     return "\n\n".join(parts) + "\n"
