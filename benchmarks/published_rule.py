@@ -60,7 +60,7 @@ class PlannedAhead(MicroBatch):
                 self._enter(request, min(rest, largest), before)
         newcomers: dict[int, RequestView] = {}
         taken = 0
-        for request in waiting.visit(step.now):
+        for request in waiting.visit(step):
             taken += step.kv.blocks_for(request.num_tokens)
             if taken > capacity_left or len(newcomers) == step.seats_left:
                 break

@@ -5,7 +5,8 @@ EngineError
 │   ├── InvalidParamsError       a field of the request has a value that is not allowed
 │   │   └── PromptTooLongError   the prompt (or prompt + max_tokens) exceeds the context
 │   ├── ModelNotFoundError       the request names a model this engine does not serve
-│   └── RequestFailedError       a step that carried the request failed
+│   ├── RequestFailedError       a step that carried the request failed
+│   └── RequestShedError         the scheduler gave the request up before it ran
 ├── CapacityError                the request can never get the memory or resource it needs
 │   └── QueueFullError           too many requests wait already; try again later
 ├── SchedulerError               a scheduler returned an impossible plan or raised
@@ -49,6 +50,10 @@ class ModelNotFoundError(RequestError):
 
 class RequestFailedError(RequestError):
     """A step that carried the request failed; the message names the cause."""
+
+
+class RequestShedError(RequestError):
+    """The scheduler gave the request up while it waited; the message says why."""
 
 
 class CapacityError(EngineError):

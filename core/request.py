@@ -73,6 +73,9 @@ class Request:
     seed: int = 0
     choice_index: int = 0
     priority: int = 0
+    """Lower goes first, where the ordering knows priorities."""
+    deadline: float | None = None
+    """When its last token should be there, on the clock of ``arrival``."""
     tenant: str | None = None
     adapter_id: str | None = None
     cache_salt: str | None = None

@@ -52,6 +52,10 @@ class StepPlan:
     queue is idle."""
     moved_queues: list[int] = field(default_factory=list)
     """Parallel to ``moved_ids``: the queue each joins."""
+    shed_ids: list[int] = field(default_factory=list)
+    """Waiting requests that end here, unserved. Only in a plan without rows."""
+    shed_reasons: list[str] = field(default_factory=list)
+    """Parallel to ``shed_ids``: what each caller is told."""
 
     # -- booking, by EngineCore
     epoch: int = 0

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..core.errors import CapacityError, RequestFailedError, SchedulerError
+from ..core.errors import CapacityError, RequestFailedError, RequestShedError, SchedulerError
 from ..core.outputs import FinishReason
 from ..core.request import Request, RequestEvent, RequestState
 from ..core.request_table import RequestTable
@@ -28,6 +28,10 @@ from .booking import book, carry_out_moves
 from .delta import Delta
 from .plan_check import check_plan
 from .retirement import InFlight, Retired, advance, check_result
+
+_MAX_EMPTY_PLANS = 64
+"""Plans in a row that only move, pause or shed, before the scheduler is taken to turn in circles; and one more for each
+request, since each can be shed or paused for good reason."""
 
 
 class EngineCore:
@@ -114,6 +118,7 @@ class EngineCore:
 
         Raises ``SchedulerError`` naming the scheduler where it raises or breaks a rule; nothing was taken then.
         """
+        num_empty = 0
         while self.stages_up:
             try:
                 plan = self._ask_scheduler(now)
@@ -131,6 +136,13 @@ class EngineCore:
             self._paused_ids += plan.paused_ids
             if not plan.num_rows:
                 carry_out_moves(self.table, plan)
+                for request_id, reason in zip(plan.shed_ids, plan.shed_reasons, strict=True):
+                    self.fail(self.table[request_id], RequestShedError(reason), now)
+                num_empty += 1
+                if num_empty > _MAX_EMPTY_PLANS + len(self.table):
+                    raise SchedulerError(
+                        f"scheduler {self.scheduler_name} makes no progress: {num_empty} plans without rows in a row"
+                    )
                 continue
             self._step += 1
             plan.epoch, plan.step = self.epoch, self._step

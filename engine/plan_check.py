@@ -24,6 +24,7 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
     if plan.num_rows and ahead and queue not in table.queues_to_look_ahead():
         refuse(f"queue {plan.queue} is in flight")
     _check_moves(plan, table, refuse)
+    _check_shed(plan, table, refuse)
     if len(plan.chunk_ids) != len(plan.chunk_tokens):
         refuse(f"{len(plan.chunk_ids)} chunk ids with {len(plan.chunk_tokens)} token counts")
     if plan.num_rows > limits.max_micro_batch_seqs:
@@ -74,3 +75,16 @@ def _check_moves(plan: StepPlan, table: RequestTable, refuse: Callable[[str], No
             refuse(f"moves request {request_id}, which is not in queue {plan.queue}")
         if target == plan.queue or not 0 <= target < len(table.queues):
             refuse(f"moves request {request_id} to queue {target} of {len(table.queues)}")
+
+
+def _check_shed(plan: StepPlan, table: RequestTable, refuse: Callable[[str], None]) -> None:
+    if len(plan.shed_ids) != len(plan.shed_reasons):
+        refuse(f"{len(plan.shed_ids)} shed ids with {len(plan.shed_reasons)} reasons")
+    if plan.shed_ids and plan.num_rows:
+        refuse("it sheds requests and has rows")
+    if len(set(plan.shed_ids)) != len(plan.shed_ids):
+        refuse("a request is shed twice")
+    for request_id in plan.shed_ids:
+        request = table.get(request_id)
+        if request is None or request.is_resident:
+            refuse(f"sheds request {request_id}, which does not wait")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         QueueFullError,
         RequestError,
         RequestFailedError,
+        RequestShedError,
         SchedulerError,
     )
     from .core.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .kvcache.resources import BaseResourceManager
     from .schedulers.base import Capacity, MicroBatch, Ordering, Scheduler, Verdict
     from .schedulers.limits import Limits
+    from .schedulers.scheduling_pass import SchedulingPass
     from .workers.model_engine import ModelEngine, ModelInfo
 
 _HOMES = {
@@ -48,7 +50,7 @@ _HOMES = {
     "core.errors": (
         "CapacityError", "ConfigError", "EngineDeadError", "EngineError", "InvalidParamsError", "ModelLoadError",
         "ModelNotFoundError", "PromptTooLongError", "QueueFullError", "RequestError",
-        "RequestFailedError", "SchedulerError",
+        "RequestFailedError", "RequestShedError", "SchedulerError",
     ),
     "core.outputs": ("CompletionOutput", "FinishReason", "RequestMetrics", "RequestOutput"),
     "core.sampling_params": ("SamplingParams",),
@@ -60,6 +62,7 @@ _HOMES = {
     "kvcache.resources": ("BaseResourceManager",),
     "schedulers.base": ("Capacity", "MicroBatch", "Ordering", "Scheduler", "Verdict"),
     "schedulers.limits": ("Limits",),
+    "schedulers.scheduling_pass": ("SchedulingPass",),
     "workers.model_engine": ("ModelEngine", "ModelInfo"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -90,10 +93,12 @@ __all__ = [
     "RequestFailedError",
     "RequestMetrics",
     "RequestOutput",
+    "RequestShedError",
     "RequestStream",
     "SamplingParams",
     "Scheduler",
     "SchedulerError",
+    "SchedulingPass",
     "StepPlan",
     "StepStats",
     "TokenLogprobs",

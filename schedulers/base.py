@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 from ..core.step import StepPlan
 from ..core.views import QueueView, RequestView, TableView
@@ -32,8 +33,34 @@ class Verdict(enum.Enum):
     """Nobody behind it either."""
 
 
-class Ordering(abc.ABC):
+class Part:
+    """What the three have in common: options of their own, and news of everybody's life.
+
+    ``Options``: a dataclass of what ``--scheduler-option NAME=VALUE`` may set; a part that has one is made as
+    ``Class(options)``, others as ``Class()``. The news need not be heard; nothing is told twice but ``added``.
+    """
+
+    Options: ClassVar[type[Any] | None] = None
+
+    def added(self, request: RequestView) -> None:
+        """It waits: it arrived, or it was paused and holds nothing any more."""
+
+    def started(self, request: RequestView) -> None:
+        """It becomes resident with the plan just made."""
+
+    def ended(self, request_id: int) -> None:
+        """It ended, wherever it was. Ids that nobody knows are possible."""
+
+    def retired(self, plan: StepPlan, finished_ids: Iterable[int]) -> None:
+        """The plan came back, and these of its requests ended; ``ended`` was called for each."""
+
+
+class Ordering(Part, abc.ABC):
     """Who waits first. Holds the waiting and the paused; never the residents."""
+
+    knows: ClassVar[frozenset[str]] = frozenset()
+    """Which of ``priority``, ``deadline_ms`` and ``tenant`` it goes by. A request that brings a priority or a deadline
+    which the ordering does not know is refused when it is submitted."""
 
     @abc.abstractmethod
     def add(self, request: RequestView) -> None:
@@ -44,15 +71,34 @@ class Ordering(abc.ABC):
         """It was admitted or aborted. Unknown ids are ignored."""
 
     @abc.abstractmethod
-    def visit(self, now: float) -> Iterator[RequestView]:
-        """The waiting in visiting order. ``add`` and ``remove`` are not called while it is iterated."""
+    def visit(self, step: SchedulingPass) -> Iterator[RequestView]:
+        """The waiting in visiting order, lazily: most often only the first is looked at. ``add`` and ``remove`` are not
+        called while it is iterated."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
+    def shed(self, now: float) -> Iterable[tuple[RequestView, str]]:
+        """Those of the waiting that are to end unserved, each with the reason its caller is told. Asked before each
+        pass, so it must cost nothing while there are none."""
+        return ()
 
-class Capacity(abc.ABC):
+    def displaces(self, newcomer: RequestView, resident: RequestView) -> bool:
+        """Whether this waiting request may have that resident paused to take its place. A strict order, or two would
+        pause each other for ever."""
+        return False
+
+    def pause_key(self, request: RequestView) -> Any:
+        """Of the residents that may be paused, the one with the greatest is."""
+        return request.request_id
+
+
+class Capacity(Part, abc.ABC):
     """Who may hold KV memory, and who gives it back when it runs short."""
+
+    def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
+        """Before a micro-batch is formed: pause residents in ``step`` whom the first of the waiting displaces, if it
+        could not become resident otherwise."""
 
     @abc.abstractmethod
     def make_room(self, step: SchedulingPass, num_blocks: int) -> bool:
@@ -75,7 +121,7 @@ def first_of_the_empty(queues: Iterable[QueueView]) -> Iterator[QueueView]:
             yield queue
 
 
-class MicroBatch(abc.ABC):
+class MicroBatch(Part, abc.ABC):
     """What runs now, under token, sequence and chunk limits."""
 
     def num_queues(self, num_stages: int) -> int:
@@ -99,12 +145,6 @@ class MicroBatch(abc.ABC):
         The queue is idle or, where ``step.ahead``, has its last micro-batch in flight.
         """
 
-    def added(self, request: RequestView) -> None:  # noqa: B027 - nothing to do unless a policy keeps accounts
-        """A request arrived, or came back."""
-
-    def ended(self, request_id: int) -> None:  # noqa: B027
-        """A request ended, wherever it was. Unknown ids are ignored."""
-
 
 class Scheduler:
     """Ordering x capacity x micro-batch. The engine calls five things: ``add``, ``abort``, ``schedule``, ``update`` and
@@ -120,6 +160,7 @@ class Scheduler:
     ) -> None:
         self.ordering, self.capacity, self.micro_batch = ordering, capacity, micro_batch
         self.limits = limits
+        self._parts: tuple[Part, ...] = (ordering, capacity, micro_batch)
         self._resources = resources if resources is not None else ResourceManager()
 
     @property
@@ -132,21 +173,26 @@ class Scheduler:
         return self.micro_batch.num_queues(num_stages)
 
     def add(self, request: RequestView) -> None:
-        """A request arrived; it waits until a plan carries it."""
+        """A request waits until a plan carries it: it arrived, or the engine had to pause it."""
         self.ordering.add(request)
-        self.micro_batch.added(request)
+        for part in self._parts:
+            part.added(request)
 
     def abort(self, request_id: int) -> None:
         """A request ended, wherever it was. Unknown ids are ignored."""
         self.ordering.remove(request_id)
-        self.micro_batch.ended(request_id)
+        for part in self._parts:
+            part.ended(request_id)
 
     def schedule(self, now: float, table: TableView, kv: KVView) -> StepPlan | None:
         """The next micro-batch, for the first queue in the policy's order that has something to run; ``None`` if
         nothing can run.
 
-        A plan without rows only pauses, or moves decodes to other queues; the engine then asks again.
+        A plan without rows only pauses, sheds, or moves decodes to other queues; the engine then asks again.
         """
+        if shed := list(self.ordering.shed(now)):
+            requests, reasons = zip(*shed, strict=True)
+            return StepPlan(queue=0, shed_ids=[request.request_id for request in requests], shed_reasons=list(reasons))
         for queue in self.micro_batch.visit(table):
             plan = self._plan_for(queue, now, table, kv)
             if plan is not None:
@@ -154,10 +200,14 @@ class Scheduler:
         return None
 
     def update(self, plan: StepPlan, finished_ids: Iterable[int]) -> None:
-        """A plan came back and these of its requests ended. Policies that keep accounts override this."""
+        """A plan came back and these of its requests ended."""
+        for part in self._parts:
+            part.retired(plan, finished_ids)
 
     def _plan_for(self, queue: QueueView, now: float, table: TableView, kv: KVView) -> StepPlan | None:
-        step = SchedulingPass(now, table, kv, self.limits, queue, self._resources)
+        step = SchedulingPass(now, table, kv, self.limits, queue, self._resources, self.ordering)
+        if len(self.ordering):
+            self.capacity.make_way(step, self.ordering)
         self.micro_batch.form(step, self.ordering, self.capacity)
         if not step.plan.num_rows and not step.plan.paused_ids and not step.plan.moved_ids:
             return None
@@ -165,8 +215,10 @@ class Scheduler:
             return None
         for request in step.admitted:
             self.ordering.remove(request.request_id)
+            for part in self._parts:
+                part.started(request)
         for request_id in step.plan.paused_ids:
-            self.ordering.add(table[request_id])
+            self.add(table[request_id])
         return step.plan
 
     @staticmethod

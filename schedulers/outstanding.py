@@ -83,7 +83,7 @@ def _add_admissible(prompts: _Prompts, step: SchedulingPass, waiting: Ordering, 
     """Add those waiting who could be admitted now; whether others could not."""
     blocks, seats = step.kv.free_blocks - step.promised_blocks, min(step.seats_left, len(waiting))
     found, free = _Prompts(prompts.history_price), blocks
-    for request in waiting.visit(step.now):
+    for request in waiting.visit(step):
         if found.count == min(seats, _LOOKED_AT):
             break
         if not found.count and capacity.judge(step, request) is Verdict.STOP:

@@ -14,14 +14,24 @@ from .base import Capacity, MicroBatch, Ordering, Scheduler
 from .limits import Limits
 
 ORDERINGS: Registry[Ordering] = Registry("ordering", "llm_engine.ordering")
-ORDERINGS.add("fcfs", ".schedulers.orderings.fcfs:FcfsOrdering", "first come, first served")
+for _name, _target, _summary in (
+    ("fcfs", "fcfs:FcfsOrdering", "first come, first served"),
+    ("priority", "priority:PriorityOrdering", "lowest priority number first, preemptive; who waits rises slowly"),
+    ("fair", "fair:FairOrdering", "the tenant who has had the least work done, by weight"),
+    ("deadline", "deadline:DeadlineOrdering", "earliest deadline first; what cannot make its own is shed"),
+    ("shortest-job", "shortest_job:ShortestJobOrdering", "shortest expected answer first; who waits rises slowly"),
+    ("longest-prefix", "longest_prefix:LongestPrefixOrdering", "most of its prompt in the prefix cache first"),
+):
+    ORDERINGS.add(_name, f".schedulers.orderings.{_target}", _summary)
 
 CAPACITIES: Registry[Capacity] = Registry("capacity", "llm_engine.capacity")
-CAPACITIES.add(
-    "max-utilization",
-    ".schedulers.capacities.max_utilization:MaxUtilization",
-    "admit what fits now; pause the youngest when memory runs short",
-)
+for _name, _target, _summary in (
+    ("max-utilization", "max_utilization:MaxUtilization", "admit what fits now; pause when memory runs short"),
+    ("guaranteed-no-evict", "guaranteed_no_evict:GuaranteedNoEvict", "reserve to completion, so that nobody is paused"),
+    ("static-batch", "static_batch:StaticBatch", "as guaranteed-no-evict, into an empty batch only"),
+    ("max-requests", "max_requests:MaxRequests", "count requests; for a cache that holds everybody"),
+):
+    CAPACITIES.add(_name, f".schedulers.capacities.{_target}", _summary)
 
 MICRO_BATCHES: Registry[MicroBatch] = Registry("micro_batch", "llm_engine.micro_batch")
 MICRO_BATCHES.add(
@@ -35,11 +45,20 @@ MICRO_BATCHES.add(
     "micro-batches of equal size, so that every stage of a pipeline stays busy",
 )
 
-PRESETS: dict[str, tuple[str, str, str]] = {
+PRESETS: dict[str, tuple[str, str, str | None]] = {
     "greedy": ("fcfs", "max-utilization", "greedy"),
     "balanced": ("fcfs", "max-utilization", "balanced"),
+    "max-utilization": ("fcfs", "max-utilization", None),
+    "guaranteed-no-evict": ("fcfs", "guaranteed-no-evict", None),
+    "static-batch": ("fcfs", "static-batch", None),
+    "max-requests": ("fcfs", "max-requests", None),
+    "priority": ("priority", "max-utilization", None),
+    "fair": ("fair", "max-utilization", None),
+    "deadline": ("deadline", "max-utilization", None),
+    "shortest-job": ("shortest-job", "max-utilization", None),
+    "longest-prefix": ("longest-prefix", "max-utilization", None),
 }
-"""Name to (ordering, capacity, micro-batch)."""
+"""Name to (ordering, capacity, micro-batch); no micro-batch: greedy with one stage, balanced with several."""
 
 
 def default_preset(num_stages: int) -> str:
@@ -49,7 +68,7 @@ def default_preset(num_stages: int) -> str:
 
 SCHEDULERS: Registry[Scheduler] = Registry("scheduler", "llm_engine.schedulers")
 for _name, _parts in PRESETS.items():
-    SCHEDULERS.add(_name, ".schedulers.base:Scheduler", " x ".join(_parts))
+    SCHEDULERS.add(_name, ".schedulers.base:Scheduler", " x ".join(part or "by stages" for part in _parts))
 
 SchedulerFactory = Callable[[Limits, ResourceManager | None], Scheduler]
 
@@ -64,7 +83,7 @@ def find_scheduler(config: SchedulerConfig, num_stages: int = 1) -> SchedulerFac
         preset = PRESETS[name]
         ordering = ORDERINGS.get(config.ordering or preset[0])
         capacity = CAPACITIES.get(config.capacity or preset[1])
-        micro_batch = MICRO_BATCHES.get(config.micro_batch or preset[2])
+        micro_batch = MICRO_BATCHES.get(config.micro_batch or preset[2] or default_preset(num_stages))
         return lambda limits, resources: Scheduler(ordering(), capacity(), micro_batch(), limits, resources)
     for part in ("ordering", "capacity", "micro_batch"):
         if getattr(config, part) is not None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from ..core.request import BlockHash
 from ..core.step import StepPlan
 from ..core.views import QueueView, RequestView, TableView
 from ..kvcache.prefix_cache import PrefixMatch
 from ..kvcache.resources import ResourceManager
 from ..kvcache.view import KVView
 from .limits import Limits
+
+if TYPE_CHECKING:
+    from .base import Ordering
 
 
 class SchedulingPass:
@@ -27,8 +32,11 @@ class SchedulingPass:
         limits: Limits,
         queue: QueueView,
         resources: ResourceManager,
+        ordering: Ordering,
     ) -> None:
         self.now, self.table, self.kv, self.limits, self.queue = now, table, kv, limits, queue
+        self.ordering = ordering
+        """Who waits; for a capacity policy that has to choose whom to pause."""
         self.plan = StepPlan(queue=queue.index)
         self.tokens_left = limits.max_num_batched_tokens
         self.rows_left = limits.max_micro_batch_seqs
@@ -36,11 +44,17 @@ class SchedulingPass:
         self.ahead = not queue.idle
         """Whether the queue's last micro-batch is still in flight, so that its decodes' inputs are not known yet."""
         self.is_short = False
-        """Whether a decode was left out for want of a block. A micro-batch says so itself: a plan made ahead is dropped
-        then, or its queue would never be idle and nobody ever paused for the decode."""
+        """Whether somebody was left out for want of a pause: a decode without a block, or a newcomer who would displace
+        one in flight. A plan made ahead is dropped then, or its queue would never be idle and nobody ever paused."""
+        self.makes_way_for: int | None = None
+        """The waiting request for whose sake residents were paused in this pass."""
         self.admitted: list[RequestView] = []
+        self.reserved_blocks = 0
+        """Blocks that those admitted in this pass will still need, beyond their first chunks, if they grow as long as
+        they may."""
         self._paused: set[int] = set()
         self._promised: int | None = None
+        self._being_computed: set[BlockHash] | None = None
         self._resources = resources
         kv.begin_pass()
         resources.begin_pass()
@@ -80,6 +94,18 @@ class SchedulingPass:
         hashes = request.block_hashes if request.reads_prefix_cache else ()
         return self.kv.prefix(request.request_id, hashes, request.num_tokens)
 
+    def is_being_computed(self, request: RequestView) -> bool:
+        """Whether the first block a waiting request would compute is the next one of a prompt in progress, or of one
+        admitted in this pass: a later pass finds it in the cache. The delay of duplicate prefixes of TensorRT-LLM."""
+        block = self._first_new_block(request, self.prefix(request).num_tokens)
+        if block is None:
+            return False
+        if self._being_computed is None:
+            unfilled = (self._first_new_block(r, r.num_computed_tokens) for r in self.table.unfilled.values())
+            admitted = (self._first_new_block(r, self.prefix(r).num_tokens) for r in self.admitted)
+            self._being_computed = {block for block in (*unfilled, *admitted) if block is not None}
+        return block in self._being_computed
+
     def chunk_size(self, start: int, remaining: int) -> int:
         """Tokens of the next chunk of a prompt with ``remaining`` to go from ``start``; 0 when none fits now."""
         unit, threshold = self.limits.chunk_unit, self.limits.long_prefill_token_threshold
@@ -103,7 +129,13 @@ class SchedulingPass:
     def start(self, request: RequestView, num_tokens: int) -> None:
         """Make a waiting request resident with a first chunk of ``num_tokens`` behind its prefix hit."""
         match = self.prefix(request)
-        self.kv.reserve(self.kv.blocks_to_start(match, match.num_tokens + num_tokens), match)
+        # What is found in memory is not new; what it may grow to is counted from its hit.
+        whole = max(0, self.blocks_to_end(request) - match.num_blocks)
+        first = self.kv.blocks_to_start(match, match.num_tokens + num_tokens)
+        self.kv.reserve(first, match)
+        self.reserved_blocks += max(0, whole - self.kv.blocks_for(num_tokens))
+        if self._being_computed is not None and (block := self._first_new_block(request, match.num_tokens)) is not None:
+            self._being_computed.add(block)
         self._resources.reserve(request)
         self.seats_left -= 1
         self.admitted.append(request)
@@ -128,9 +160,19 @@ class SchedulingPass:
         """Most blocks a request's known tokens ever hold: with a sliding window, fewer than their number needs."""
         return self.kv.peak_blocks(request.num_tokens, self.limits.max_num_batched_tokens)
 
+    def blocks_to_end(self, request: RequestView) -> int:
+        """Most blocks it ever holds if it grows as long as it may; its last token is sampled and never computed."""
+        return self.kv.peak_blocks(request.max_total_tokens - 1, self.limits.max_num_batched_tokens)
+
     def lacking_resource(self, request: RequestView) -> str | None:
         """The first resource that has too little left for one more such request in this pass."""
         return self._resources.shortage(request)
+
+    def _first_new_block(self, request: RequestView, num_tokens: int) -> BlockHash | None:
+        """The hash of the full block that holds position ``num_tokens``; ``None`` where the prompt does not fill it, or
+        may not find it."""
+        hashes, index = request.block_hashes, num_tokens // self.kv.block_size
+        return hashes[index] if index < len(hashes) and request.reads_prefix_cache else None
 
     def _promise_to_resident(self, request: RequestView, planned: int) -> int:
         rest = self.kv.blocks_to_grow(request.request_id, request.num_tokens)

@@ -12,6 +12,7 @@ from ..core.errors import (
     QueueFullError,
     RequestError,
     RequestFailedError,
+    RequestShedError,
 )
 
 TYPES = {
@@ -58,6 +59,8 @@ def api_error(error: BaseException, spelled: dict[str, str] | None = None) -> Ap
         return ApiError(429, str(error))
     if isinstance(error, EngineDeadError):
         return ApiError(503, first_line(error))
+    if isinstance(error, RequestShedError):
+        return ApiError(503, str(error))
     if isinstance(error, RequestFailedError):
         return ApiError(500, first_line(error))
     if isinstance(error, CapacityError | RequestError):

@@ -45,4 +45,4 @@ class MaxUtilization(Capacity):
             and not step.is_paused(request.request_id)
             and request.request_id not in chosen
         )
-        return max(candidates, key=lambda request: request.request_id, default=None)
+        return max(candidates, key=step.ordering.pause_key, default=None)

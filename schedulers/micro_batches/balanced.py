@@ -105,7 +105,7 @@ class BalancedMicroBatch(MicroBatch):
                 return
             used = take_chunk(step, request, capacity)
             budget, room = budget - used, room - worth(start, used, price)
-        for request in waiting.visit(step.now):
+        for request in waiting.visit(step):
             start = step.prefix(request).num_tokens
             if not fits(start):
                 return

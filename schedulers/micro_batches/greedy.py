@@ -21,7 +21,7 @@ class GreedyMicroBatch(MicroBatch):
             if not step.has_room:
                 return
             take_chunk(step, request, capacity)
-        for request in waiting.visit(step.now):
+        for request in waiting.visit(step):
             if not step.has_room:
                 return
             verdict = capacity.judge(step, request)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ...core.views import RequestView
 from ..base import Ordering
+from ..scheduling_pass import SchedulingPass
 
 
 class FcfsOrdering(Ordering):
@@ -27,6 +28,6 @@ class FcfsOrdering(Ordering):
         if self._requests.pop(request_id, None) is not None:
             del self._ids[bisect_left(self._ids, request_id)]
 
-    def visit(self, now: float) -> Iterator[RequestView]:
+    def visit(self, step: SchedulingPass) -> Iterator[RequestView]:
         for request_id in self._ids:
             yield self._requests[request_id]

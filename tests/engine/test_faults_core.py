@@ -25,6 +25,7 @@ from llm_engine.schedulers.registry import PRESETS, make_scheduler
 from tests.engine.core_driver import CoreDriver
 from tests.engine.engines import Commanded
 from tests.engine.test_core_properties import Places, arrivals, check_outcomes, failures, shapes
+from tests.schedulers.books import order
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13]
 MOMENTS = ("waiting", "prefill in flight", "between chunks", "decode in flight", "decoding", "paused")
@@ -102,7 +103,7 @@ def test_whoever_arrived_first_is_replayed_first() -> None:
         driver.step()
     assert driver.core.table.num_resident == 3
     driver.die()
-    assert [r.request_id for r in driver.core.scheduler.ordering.visit(0.0)] == [0, 1, 2, 3]
+    assert order(driver.core.scheduler.ordering) == [0, 1, 2, 3]
     driver.run()
     assert all(driver.outcomes[i].tokens == driver.expected(i) for i in range(4))
 

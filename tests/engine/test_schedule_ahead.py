@@ -440,7 +440,7 @@ class EveryRow(MicroBatch):
 
     def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:
         step.add_decodes(step.queue.ids[:], len(step.queue.due_for_block()))
-        for request in waiting.visit(step.now):
+        for request in waiting.visit(step):
             step.start(request, request.num_tokens)
             return
 

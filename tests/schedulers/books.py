@@ -14,7 +14,7 @@ from llm_engine.kvcache.block_hash import hash_blocks
 from llm_engine.kvcache.kv_cache_manager import KVCacheManager
 from llm_engine.kvcache.resources import BaseResourceManager, ResourceManager
 from llm_engine.kvcache.view import KVView
-from llm_engine.schedulers.base import Scheduler
+from llm_engine.schedulers.base import Ordering, Scheduler
 from llm_engine.schedulers.limits import Limits
 from llm_engine.schedulers.registry import make_scheduler
 from llm_engine.schedulers.scheduling_pass import SchedulingPass
@@ -105,9 +105,17 @@ class Books:
     def plan(self) -> StepPlan | None:
         return self.scheduler.schedule(0.0, self.table, self.view)
 
-    def a_pass(self, queue: int = 0) -> SchedulingPass:
+    def a_pass(self, queue: int = 0, *, now: float = 0.0, ordering: Ordering | None = None) -> SchedulingPass:
         """A pass of one's own, for tests of single parts."""
-        return SchedulingPass(0.0, self.table, self.view, self.limits, self.table.queues[queue], self.resources)
+        ordering = ordering or self.scheduler.ordering
+        return SchedulingPass(
+            now, self.table, self.view, self.limits, self.table.queues[queue], self.resources, ordering
+        )
+
+
+def order(ordering: Ordering, now: float = 0.0) -> list[int]:
+    """Ids in visiting order, over empty books."""
+    return [request.request_id for request in ordering.visit(Books().a_pass(now=now, ordering=ordering))]
 
 
 def chunks(plan: StepPlan | None) -> dict[int, int]:

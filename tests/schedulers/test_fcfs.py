@@ -8,14 +8,11 @@ from hypothesis import strategies as st
 from llm_engine.core.request import Request, RequestId
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.schedulers.orderings.fcfs import FcfsOrdering
+from tests.schedulers.books import order
 
 
 def request(number: int) -> Request:
     return Request(RequestId(number), str(number), [1], SamplingParams(), 4, 0.0)
-
-
-def order(ordering: FcfsOrdering) -> list[int]:
-    return [r.request_id for r in ordering.visit(0.0)]
 
 
 def test_by_arrival() -> None:
