@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from llm_engine.engine.threads.reporting import deltas_of
 from llm_engine.kvcache.block_hash import extra_key, hash_blocks
 from llm_engine.kvcache.kv_cache_manager import KVCacheManager
 from llm_engine.kvcache.resources import BaseResourceManager, ResourceManager
+from llm_engine.kvcache.view import KVView
 from llm_engine.schedulers.base import Scheduler
 from llm_engine.schedulers.limits import Limits
 from llm_engine.schedulers.registry import make_scheduler
@@ -79,6 +81,22 @@ class Outcome:
         return self.ends[0].finish_reason if self.ends else None
 
 
+class WatchedView(KVView):
+    """Remembers what was free when the pass began, so that its prediction can be held against what was taken."""
+
+    free_before: int | None = None
+    """None where no pass was made."""
+
+    def begin_pass(self) -> None:
+        super().begin_pass()
+        self.free_before = self._manager.num_free_blocks
+
+    @property
+    def predicted(self) -> int | None:
+        """Blocks that the pass expects to be free when its plan is booked."""
+        return None if self.free_before is None else self.free_before + self._balance
+
+
 class CoreDriver:
     """``schedule`` pushes and computes a plan, ``retire`` brings back the oldest result; the books are checked."""
 
@@ -101,9 +119,10 @@ class CoreDriver:
         resources: Sequence[BaseResourceManager] = (),
         scheduler: Scheduler | None = None,
         preset: str = "default",
+        parts: Mapping[str, Any] | None = None,
     ) -> None:
         """``late_feeds``: the ring brings the first of several stages a token when it cannot go on without it, no
-        sooner."""
+        sooner. ``parts``: settings of the scheduler beside its ``preset``, by name."""
         self._readings = 0
         self.window = window
         self.late_feeds = late_feeds
@@ -113,10 +132,12 @@ class CoreDriver:
         managers = ResourceManager(resources)
         self.core = EngineCore(
             self.limits, self.kv,
-            scheduler or make_scheduler(SchedulerConfig(scheduler=preset), self.limits, managers), managers,
+            scheduler or make_scheduler(SchedulerConfig(scheduler=preset, **(parts or {})), self.limits, managers),
+            managers,
             num_queues=num_queues, num_stages=num_stages or num_queues, look_ahead=look_ahead,
             scheduler_name="under-test",
         )  # fmt: skip
+        self.core.view = self.view = WatchedView(self.kv)
         # The books may believe in more stages than the toy has layers.
         self.num_stages = min(num_stages or num_queues, NUM_LAYERS)
         self.stages = self._make_stages()
@@ -165,6 +186,9 @@ class CoreDriver:
         stop_ids: Collection[int] = (),
         params: SamplingParams = GREEDY,
         salt: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        tenant: str | None = None,
     ) -> int:
         request_id = len(self.requests)
         hashes = []
@@ -173,6 +197,7 @@ class CoreDriver:
         request = Request(
             RequestId(request_id), f"r{request_id}", list(prompt), params, len(prompt) + max_tokens, self.now,
             stop_ids=frozenset(stop_ids), block_hashes=hashes, cache_salt=salt,
+            priority=priority, deadline=deadline, tenant=tenant,
         )  # fmt: skip
         self.requests[request_id] = request
         self.outcomes[request_id] = Outcome()
@@ -187,9 +212,12 @@ class CoreDriver:
 
     def schedule(self) -> StepPlan | None:
         self.now += 1.0
+        self.view.free_before = None
         plan = self.core.schedule(self.now)
         self._take_outbox()
         if plan is not None:
+            predicted, free = self.view.predicted, self.kv.num_free_blocks
+            assert predicted is None or predicted <= free, "the plan took more blocks than were predicted"
             self._check_plan(plan)
             self.pushed.append(plan)
             self.results.append(self._compute(plan))
