@@ -130,7 +130,7 @@ class EngineCore:
             except ResourceError as broken:
                 self._fail_asked(broken, now)
                 continue
-            check_plan(plan, self.table, self.limits, self.scheduler_name)
+            self._check(plan)
             for request_id in plan.paused_ids:
                 self.pause(self.table[request_id], now)
             self._paused_ids += plan.paused_ids
@@ -148,8 +148,7 @@ class EngineCore:
             plan.epoch, plan.step = self.epoch, self._step
             plan.finished_ids, self._finished_ids = self._finished_ids, []
             plan.paused_ids, self._paused_ids = self._paused_ids, []
-            book(self, plan, now)
-            self._enter(plan, now)
+            self._book(plan, now)
             for name, problem in self.resources.prepare_resources(plan):
                 self._fail_rows(plan, RequestFailedError(f"resource {name} could not prepare: {problem!r}"), now)
             return plan
@@ -173,8 +172,12 @@ class EngineCore:
                 self._scheduler_error = SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}")
                 self._scheduler_error.__cause__ = error
 
-    def _enter(self, plan: StepPlan, now: float) -> None:
-        """Enter a booked plan into the FIFO, before anybody pushes it."""
+    def _check(self, plan: StepPlan) -> None:
+        check_plan(plan, self.table, self.limits, self.scheduler_name)
+
+    def _book(self, plan: StepPlan, now: float) -> None:
+        """Take what the plan takes, and enter it into the FIFO before anybody pushes it."""
+        book(self, plan, now)
         queue = self.table.queues[plan.queue]
         self.table.enter(plan)
         requests = [self.table[request_id] for request_id in plan.sampled_ids]
