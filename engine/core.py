@@ -177,10 +177,9 @@ class EngineCore:
 
     def _book(self, plan: StepPlan, now: float) -> None:
         """Take what the plan takes, and enter it into the FIFO before anybody pushes it."""
-        book(self, plan, now)
+        requests = book(self, plan, now)
         queue = self.table.queues[plan.queue]
         self.table.enter(plan)
-        requests = [self.table[request_id] for request_id in plan.sampled_ids]
         for request_id in plan.chunk_ids:
             self.table[request_id].num_in_flight += 1
         self.in_flight.append(InFlight(plan, queue.generation, requests, queue.ending(), now))
@@ -338,6 +337,7 @@ class EngineCore:
                 self.num_replays += 1
                 self._tell_scheduler(self.scheduler.add, request)
         self.kv.reset_prefix_cache()
+        self.table.timing.restart()
         self._retired_at = [None] * len(self._retired_at)
         self._finished_ids, self._paused_ids = [], []
 

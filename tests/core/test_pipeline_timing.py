@@ -10,12 +10,19 @@ from llm_engine.core.step import StepPlan, StepResult
 
 class Line:
     """Stages in a row: a step of n tokens takes ``base + n * per_token`` in each, then ``link`` to the next, and
-    ``back`` from the last to the first."""
+    ``back`` from the last to the first. A step that waited for its stage begins ``pause`` after that is free."""
 
     def __init__(
-        self, num_stages: int, *, base: float = 5e-3, per_token: float = 1e-4, link: float = 0.0, back: float = 0.0
+        self,
+        num_stages: int,
+        *,
+        base: float = 5e-3,
+        per_token: float = 1e-4,
+        link: float = 0.0,
+        back: float = 0.0,
+        pause: float = 0.0,
     ) -> None:
-        self.base, self.per_token, self.link, self.back = base, per_token, link, back
+        self.base, self.per_token, self.link, self.back, self.pause = base, per_token, link, back, pause
         self.slower = [1.0] * num_stages
         self.free = [0.0] * num_stages
         self.home: dict[int, float] = {}
@@ -26,7 +33,7 @@ class Line:
         """Queue ``queue`` goes round once more, as soon as it may."""
         at, spans = self.home.get(queue, 0.0), []
         for stage, slower in enumerate(self.slower):
-            began = max(at, self.free[stage])
+            began = max(at, self.free[stage] + self.pause)
             ended = self.free[stage] = began + slower * (self.base + tokens * self.per_token)
             offset = clock_offsets[stage] if clock_offsets else 0.0
             spans.append((began + offset, ended + offset))
@@ -91,6 +98,25 @@ def test_a_stage_that_is_always_busy_does_not_make_its_link_look_long() -> None:
         for queue in range(6):
             line.step(queue, 10)
     assert around(line, 10) == pytest.approx((1 + 1 + 1 + 3) * 6e-3 + 3 * 1e-3, rel=0.05)
+
+
+def test_a_moment_between_two_steps_that_wait_is_no_link() -> None:
+    """Real stages begin a little later than they could; how long a micro-batch had waited by then is no way."""
+    line = Line(2, link=1e-3, pause=5e-4)
+    line.slower[1] = 3.0
+    for _ in range(60):
+        for queue in range(4):
+            line.step(queue, 10)
+    assert around(line, 10) == pytest.approx((1 + 3) * 6e-3 + 1e-3, rel=0.05)
+
+
+def test_new_stages_do_not_follow_the_old_ones() -> None:
+    line = Line(2, link=1e-3, back=1e-3)
+    for round_ in range(40):
+        line.home[0] = round_ * 10.0
+        line.timing.restart()
+        line.step(0, 8)
+    assert around(line, 8) == pytest.approx(2 * (5e-3 + 8e-4), rel=0.05)
 
 
 def test_waiting_for_new_requests_is_no_way_back() -> None:
