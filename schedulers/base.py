@@ -209,6 +209,7 @@ class Scheduler:
         if len(self.ordering):
             self.capacity.make_way(step, self.ordering)
         self.micro_batch.form(step, self.ordering, self.capacity)
+        step.finish()
         if not step.plan.num_rows and not step.plan.paused_ids and not step.plan.moved_ids:
             return None
         if step.ahead and not self._may_go_ahead(step):

@@ -23,7 +23,7 @@ class Turns:
         """By queue: its pushes at the last answer, where that began and where it ended."""
 
     def take(self, step: SchedulingPass, ids: Sequence[int]) -> Sequence[int]:
-        limit = min(step.rows_left, step.tokens_left)
+        limit = min(step.rows_left, step.tokens_left // step.limits.tokens_per_decode)
         if len(ids) <= limit:
             return ids[:]
         pushes, start, stop = self._last.get(step.queue.index, (0, 0, 0))

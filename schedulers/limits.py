@@ -19,3 +19,15 @@ class Limits:
     """A chunk that does not end its prompt ends on a multiple of this, unless the micro-batch had no chunk without."""
     long_prefill_token_threshold: int | None = None
     """Longest chunk of one prompt."""
+    num_draft_tokens: int = 0
+    """Draft tokens beside each decode and, as far as its last block has room, each prompt's last chunk. Nothing drafts
+    yet; budgets count them."""
+
+    @property
+    def unit(self) -> int:
+        """``chunk_unit``, or the longest chunk where that is shorter."""
+        return min(self.chunk_unit, self.long_prefill_token_threshold or self.chunk_unit)
+
+    @property
+    def tokens_per_decode(self) -> int:
+        return 1 + self.num_draft_tokens

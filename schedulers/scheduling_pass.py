@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from ..core.views import QueueView, RequestView, TableView
 from ..kvcache.prefix_cache import PrefixMatch
 from ..kvcache.resources import ResourceManager
 from ..kvcache.view import KVView
+from .drafts import fit_drafts
 from .limits import Limits
 
 if TYPE_CHECKING:
@@ -49,9 +51,14 @@ class SchedulingPass:
         self.makes_way_for: int | None = None
         """The waiting request for whose sake residents were paused in this pass."""
         self.admitted: list[RequestView] = []
+        self.chunk_drafts: list[int] = []
+        """Parallel to the plan's chunks where something drafts: draft tokens each carries. Once finished."""
         self.reserved_blocks = 0
         """Blocks that those admitted in this pass will still need, beyond their first chunks, if they grow as long as
         they may."""
+        self._chunked: list[RequestView] = []
+        self._chunk_ends: list[int] = []
+        """Parallel to the plan's chunks: the position behind each."""
         self._paused: set[int] = set()
         self._promised: int | None = None
         self._being_computed: set[BlockHash] | None = None
@@ -86,7 +93,7 @@ class SchedulingPass:
         """Take these rows of the queue, which need ``num_blocks`` new blocks in all."""
         self.plan.decode_ids = ids
         self.kv.reserve(num_blocks)
-        self.tokens_left -= len(ids)
+        self.tokens_left -= len(ids) * self.limits.tokens_per_decode
         self.rows_left -= len(ids)
 
     def prefix(self, request: RequestView) -> PrefixMatch:
@@ -108,10 +115,8 @@ class SchedulingPass:
 
     def chunk_size(self, start: int, remaining: int) -> int:
         """Tokens of the next chunk of a prompt with ``remaining`` to go from ``start``; 0 when none fits now."""
-        unit, threshold = self.limits.chunk_unit, self.limits.long_prefill_token_threshold
-        size = min(remaining, self.tokens_left)
-        if threshold is not None:
-            unit, size = min(unit, threshold), min(size, threshold)
+        unit = self.limits.unit
+        size = min(remaining, self.tokens_left, self.limits.long_prefill_token_threshold or remaining)
         if size == remaining:
             return size
         aligned = (start + size) // unit * unit - start
@@ -120,11 +125,16 @@ class SchedulingPass:
         # An unrounded chunk rather than none: decodes that leave less than a unit must not starve the prompts.
         return 0 if self.plan.chunk_ids else size
 
+    def longest_chunk(self, start: int, remaining: int) -> int:
+        """What ``chunk_size`` would be with a token budget that never ends."""
+        threshold, unit = self.limits.long_prefill_token_threshold or remaining, self.limits.unit
+        return remaining if remaining <= threshold else (start + threshold) // unit * unit - start
+
     def add_chunk(self, request: RequestView, num_tokens: int, num_blocks: int) -> None:
         """Take the next ``num_tokens`` of a resident's prompt, which need ``num_blocks`` blocks from the free list."""
         self._promised = None
         self.kv.reserve(num_blocks)
-        self._add(request, num_tokens)
+        self._add(request, request.num_computed_tokens, num_tokens)
 
     def start(self, request: RequestView, num_tokens: int) -> None:
         """Make a waiting request resident with a first chunk of ``num_tokens`` behind its prefix hit."""
@@ -141,7 +151,55 @@ class SchedulingPass:
         self.admitted.append(request)
         if self._promised is not None:
             self._promised += self._promise_to_admitted(request, num_tokens)
-        self._add(request, num_tokens)
+        self._add(request, match.num_tokens, num_tokens)
+
+    def lengthen(self, row: int, num_tokens: int) -> bool:
+        """Let the plan's chunk ``row`` compute so many tokens more; ``False`` where it finds no blocks for them."""
+        request, size = self._chunked[row], self.plan.chunk_tokens[row]
+        end, block_size = self._chunk_ends[row], self.kv.block_size
+        if request.is_resident:
+            more = self.kv.blocks_to_grow(request.request_id, end + num_tokens)
+            more -= self.kv.blocks_to_grow(request.request_id, end)
+        else:
+            more = (size + num_tokens + block_size - 1) // block_size - (size + block_size - 1) // block_size
+        if more > self.kv.free_blocks:
+            return False
+        self.kv.reserve(more)
+        if not request.is_resident:
+            whole = max(0, self.blocks_to_end(request) - self.prefix(request).num_blocks)
+            before, after = self.kv.blocks_for(size), self.kv.blocks_for(size + num_tokens)
+            self.reserved_blocks += max(0, whole - after) - max(0, whole - before)
+        self._promised = None
+        self.plan.chunk_tokens[row] += num_tokens
+        self._chunk_ends[row] += num_tokens
+        self.tokens_left -= num_tokens
+        return True
+
+    def finish(self) -> None:
+        """The plan has all its rows: chunks that do not end their prompts come first, then those that do and are
+        sampled from; within each by adapter, none first, else as they were taken."""
+        if len(self._chunked) != len(self.plan.chunk_ids):
+            return  # a policy wrote into the plan by itself
+        if len(self._chunked) > 1:
+            self._sort_chunks()
+        if drafts := self.limits.num_draft_tokens:
+            ends = (end == request.num_tokens for request, end in zip(self._chunked, self._chunk_ends, strict=True))
+            chunks = zip(self.plan.chunk_tokens, self._chunk_ends, ends, strict=True)
+            self.chunk_drafts = fit_drafts(
+                chunks, drafts, self.kv.block_size, self.tokens_left, self.limits.long_prefill_token_threshold
+            )
+
+    def _sort_chunks(self) -> None:
+        keys = [
+            (end == request.num_tokens, request.adapter_id is not None, request.adapter_id or "")
+            for request, end in zip(self._chunked, self._chunk_ends, strict=True)
+        ]
+        if all(key <= after for key, after in itertools.pairwise(keys)):
+            return
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        plan = self.plan
+        plan.chunk_ids, plan.chunk_tokens = [plan.chunk_ids[i] for i in order], [plan.chunk_tokens[i] for i in order]
+        self._chunked, self._chunk_ends = [self._chunked[i] for i in order], [self._chunk_ends[i] for i in order]
 
     @property
     def promised_blocks(self) -> int:
@@ -184,7 +242,9 @@ class SchedulingPass:
         rest = self.kv.blocks_for(request.num_tokens) - self.kv.blocks_for(reached)
         return min(rest, self.peak_blocks(request))
 
-    def _add(self, request: RequestView, num_tokens: int) -> None:
+    def _add(self, request: RequestView, start: int, num_tokens: int) -> None:
+        self._chunked.append(request)
+        self._chunk_ends.append(start + num_tokens)
         self.plan.chunk_ids.append(request.request_id)
         self.plan.chunk_tokens.append(num_tokens)
         self.tokens_left -= num_tokens

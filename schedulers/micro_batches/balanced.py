@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...core.views import QueueView, RequestView, TableView
-from ..base import Capacity, MicroBatch, Ordering, Verdict
+from ..base import Capacity, MicroBatch, Ordering
 from ..batch_size import BatchSize
-from ..filling import Turns, runnable_decodes, start_prompt, take_chunk, take_decodes
-from ..outstanding import outstanding, tokens_worth, worth
+from ..chunking import ChunkingOptions, take_prompts
+from ..filling import Turns, runnable_decodes, take_decodes
+from ..outstanding import outstanding
 from ..queue_count import QueueCount
 from ..scheduling_pass import SchedulingPass
 
@@ -26,7 +27,10 @@ class BalancedMicroBatch(MicroBatch):
     cost.
     """
 
-    def __init__(self) -> None:
+    Options = ChunkingOptions
+
+    def __init__(self, options: ChunkingOptions | None = None) -> None:
+        self._chunking = (options or ChunkingOptions()).chunking
         self._turns = Turns()
         self._queues = QueueCount()
         self._size = BatchSize()
@@ -67,9 +71,11 @@ class BalancedMicroBatch(MicroBatch):
         spread = -(-work.num_tokens // in_use)
         if not len(rows):
             spread = max(spread, int(self._size.knee(table)))  # a step of its own has room up to the knee
-        target = min(largest, max(spread, len(rows) + step.limits.chunk_unit))
+        decode_tokens = len(rows) * step.limits.tokens_per_decode
+        target = min(largest, max(spread, decode_tokens + step.limits.chunk_unit))
         take_decodes(step, rows, capacity)
-        self._take_prompts(step, waiting, capacity, (target - len(rows)) * work.mean_worth, price)
+        room = (target - decode_tokens) * work.mean_worth
+        take_prompts(step, waiting, capacity, self._chunking, room=room, price=price)
 
     def added(self, request: RequestView) -> None:
         self._size.added(request)
@@ -87,33 +93,3 @@ class BalancedMicroBatch(MicroBatch):
             room = max(0, fair - len(other) - other.num_joining)
             step.move(spare[:room], other.index)
             del spare[:room]
-
-    def _take_prompts(
-        self, step: SchedulingPass, waiting: Ordering, capacity: Capacity, room: float, price: float
-    ) -> None:
-        """Chunks that take as long as ``room`` tokens without history, within the pass's budget."""
-        budget = step.tokens_left
-
-        def fits(start: int) -> bool:
-            least = 0 if step.plan.num_rows else 1  # a token whose history costs too much, rather than nothing for ever
-            step.tokens_left = min(budget, max(least, tokens_worth(room, start, price)))
-            return step.has_room
-
-        for request in step.table.unfilled.values():
-            start = request.num_computed_tokens
-            if not fits(start):
-                return
-            used = take_chunk(step, request, capacity)
-            budget, room = budget - used, room - worth(start, used, price)
-        for request in waiting.visit(step):
-            start = step.prefix(request).num_tokens
-            if not fits(start):
-                return
-            verdict = capacity.judge(step, request)
-            if verdict is Verdict.STOP:
-                return
-            if verdict is Verdict.ADMIT:
-                used = start_prompt(step, request)
-                if not used:
-                    return
-                budget, room = budget - used, room - worth(start, used, price)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..base import Capacity, MicroBatch, Ordering, Verdict
-from ..filling import Turns, runnable_decodes, start_prompt, take_chunk, take_decodes
+from ..base import Capacity, MicroBatch, Ordering
+from ..chunking import ChunkingOptions, take_prompts
+from ..filling import Turns, runnable_decodes, take_decodes
 from ..scheduling_pass import SchedulingPass
 
 
@@ -12,20 +13,12 @@ class GreedyMicroBatch(MicroBatch):
     decodes, the prompts in progress by admission, the waiting by the ordering. Generation loses no budget to prefill.
     """
 
-    def __init__(self) -> None:
+    Options = ChunkingOptions
+
+    def __init__(self, options: ChunkingOptions | None = None) -> None:
+        self._chunking = (options or ChunkingOptions()).chunking
         self._turns = Turns()
 
     def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:
         take_decodes(step, self._turns.take(step, runnable_decodes(step)), capacity)
-        for request in step.table.unfilled.values():
-            if not step.has_room:
-                return
-            take_chunk(step, request, capacity)
-        for request in waiting.visit(step):
-            if not step.has_room:
-                return
-            verdict = capacity.judge(step, request)
-            if verdict is Verdict.STOP:
-                return
-            if verdict is Verdict.ADMIT and not start_prompt(step, request):
-                return
+        take_prompts(step, waiting, capacity, self._chunking)
