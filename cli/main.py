@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ..core.errors import ConfigError, EngineError, InvalidParamsError
-from .settings import ENGINE_SETTINGS, SERVER_SETTINGS, SIMULATION_SETTINGS, Setting, add_flags, nearest
+from ..core.setting import Setting
+from .settings import ENGINE_SETTINGS, SERVER_SETTINGS, SIMULATION_SETTINGS, add_flags, nearest
 
 Command = Callable[[argparse.Namespace], int]
 

@@ -7,17 +7,14 @@ knows is refused with the nearest known name, wherever it was written.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import os
-import types
-import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..core.config import PARTS
 from ..core.errors import ConfigError
+from ..core.setting import Setting, settings_of
 from ..server.config import ServerConfig
 from ..simulation.config import SimulationConfig
 
@@ -25,10 +22,8 @@ ENV_PREFIX = "LLM_ENGINE_"
 ENV_INTERNAL = frozenset({"NATIVE"})
 """Variables that parts of the engine read by themselves; they are no settings."""
 
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-_METAVARS = {int: "N", float: "X", str: "TEXT"}
+_METAVARS = {int: "N", float: "X", str: "TEXT", dict: "NAME=VALUE"}
 _SHORT = {"pipeline_parallel_size": ("-pp",)}
-_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 class UnknownSettingError(ConfigError):
@@ -38,84 +33,6 @@ class UnknownSettingError(ConfigError):
         super().__init__(spelled, None, "known settings")
         hint = nearest(spelled, known)
         self.args = (f"unknown {where} {spelled}" + (f"; {hint}" if hint else ""),)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One field of a configuration dataclass, as flags, variables and files see it."""
-
-    name: str
-    kind: type
-    """int, float, bool or str: of the value, or of each item where ``many``."""
-    optional: bool
-    many: bool
-    default: Any
-    help: str
-    choices: tuple[str, ...] | None
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    def parse(self, text: str) -> Any:
-        """The value a flag or variable spells; raises ``ConfigError``."""
-        if self.optional and text.lower() in ("none", "null", ""):
-            return None
-        if self.many:
-            return tuple(item for item in (part.strip() for part in text.split(",")) if item)
-        if self.kind is bool:
-            if text.lower() in (*_TRUE, *_FALSE):
-                return text.lower() in _TRUE
-        elif self.kind is str:
-            return text
-        else:
-            try:
-                return self.kind(text)
-            except ValueError:
-                pass
-        raise ConfigError(self.name, text, self._expected)
-
-    def check(self, value: Any) -> Any:
-        """The value a YAML file gives; raises ``ConfigError`` where its type is another."""
-        if value is None and self.optional:
-            return None
-        if self.many:
-            items = value if isinstance(value, list) else [value]
-            if all(isinstance(item, self.kind) for item in items):
-                return tuple(items)
-        elif self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        elif isinstance(value, self.kind) and isinstance(value, bool) == (self.kind is bool):
-            return value
-        raise ConfigError(self.name, value, self._expected)
-
-    @property
-    def _expected(self) -> str:
-        return ("a list of names" if self.many else _EXPECTED[self.kind]) + (" or null" if self.optional else "")
-
-
-def settings_of(*configs: type[Any]) -> dict[str, Setting]:
-    """The settings of these dataclasses by name, in the order of their fields."""
-    result: dict[str, Setting] = {}
-    for config in configs:
-        hints = typing.get_type_hints(config)
-        for field in dataclasses.fields(config):
-            kinds, optional, many = _kinds_of(hints[field.name])
-            result[field.name] = Setting(
-                field.name, kinds, optional, many, field.default, field.metadata["help"], field.metadata.get("choices")
-            )
-    return result
-
-
-def _kinds_of(hint: Any) -> tuple[type, bool, bool]:
-    """(type, may be None, is a tuple of it) of a field's annotation."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        rest = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
-        assert len(rest) == 1, hint
-        return rest[0], True, False
-    if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0], False, True
-    return hint, False, False
 
 
 ENGINE_SETTINGS = settings_of(*PARTS.values())
@@ -133,10 +50,12 @@ def add_flags(parser: argparse._ActionsContainer, settings: Mapping[str, Setting
             continue
         options["metavar"] = None if setting.choices else _METAVARS[setting.kind]
         if setting.many:
-            parser.add_argument(setting.flag, nargs="+", **options)
+            parser.add_argument(setting.flag, nargs="+", action="extend", **options)
+        elif setting.kind is dict:
+            parser.add_argument(setting.flag, action="append", type=_spelled(setting.parse_pair), **options)
         else:
             flags = [setting.flag, *_SHORT.get(setting.name, ())]
-            parser.add_argument(*flags, type=_flag_type(setting), choices=setting.choices, **options)
+            parser.add_argument(*flags, type=_spelled(setting.parse), choices=setting.choices, **options)
 
 
 def _help(setting: Setting) -> str:
@@ -147,14 +66,16 @@ def _help(setting: Setting) -> str:
     return f"{text} (default: {shown})"
 
 
-def _flag_type(setting: Setting) -> Any:
-    def parse(text: str) -> Any:
+def _spelled(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """For argparse, which wants errors of its own."""
+
+    def parse_flag(text: str) -> Any:
         try:
-            return setting.parse(text)
+            return parse(text)
         except ConfigError as error:
             raise argparse.ArgumentTypeError(f"{error.value!r}; allowed: {error.allowed}") from error
 
-    return parse
+    return parse_flag
 
 
 def resolve(
@@ -178,7 +99,7 @@ def resolve(
     for name, setting in wanted.items():
         if hasattr(flags, name):
             value = getattr(flags, name)
-            result[name] = tuple(value) if setting.many else value
+            result[name] = tuple(value) if setting.many else dict(value) if setting.kind is dict else value
         elif name in variables:
             result[name] = setting.parse(variables[name])
         elif name in written:

@@ -24,7 +24,8 @@ from .stage_settings import (
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A field with its help text; ``choices=`` lists the allowed values."""
+    """A field with its help text; ``choices=``: the allowed values, ``flag=``: how a flag is spelled that is not the
+    name."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -61,6 +62,9 @@ class CacheConfig:
         0.9, "share of the device's memory for weights and pool on CUDA; on the CPU a quarter of what is free is taken"
     )
     enable_prefix_caching: bool = option(True, "reuse the cached blocks of equal prefixes")
+    kv_cache_manager: str = option(
+        "lru", "who keeps the books of the pool, and so what is lost first: lru, or package.module:Class"
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 2, "num_kv_blocks")
@@ -80,6 +84,17 @@ class SchedulerConfig:
     ordering: str | None = option(None, "who waits first, instead of the preset's choice")
     capacity: str | None = option(None, "who may hold KV memory, instead of the preset's choice")
     micro_batch: str | None = option(None, "what runs now, instead of the preset's choice")
+    scheduler_options: Mapping[str, Any] | None = option(
+        None,
+        "an option of the chosen parts, like aging_s=5 or ordering.aging_s=5, as often as wanted; "
+        "llm-engine schedulers lists them",
+        flag="--scheduler-option",
+    )
+    resources: tuple[str, ...] = option(
+        (),
+        "resources that gate admission, each package.module:Class or a name that a package registers",
+        flag="--resource",
+    )
     max_num_seqs: int = option(256, "requests resident at a time")
     max_micro_batch_seqs: int | None = option(None, "requests in one micro-batch; max_num_seqs when absent")
     max_num_batched_tokens: int | None = option(None, "tokens in one micro-batch; 2048, or 512 on the CPU, when absent")
@@ -108,6 +123,9 @@ class SchedulerConfig:
             "max_num_waiting",
             "num_queues",
         )
+        check_options(self.scheduler_options)
+        if not isinstance(self.resources, tuple) or not all(isinstance(name, str) for name in self.resources):
+            raise ConfigError("resources", self.resources, "names in a tuple")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +222,8 @@ class EngineConfig:
 
 
 class EngineSettings(TypedDict, total=False):
-    """The flat names of ``EngineConfig.of`` but for ``model``, for the type checkers of those who embed the engine."""
+    """The flat names of ``EngineConfig.of`` but for ``model`` and ``resources``, which ``LLM`` takes by itself; for the
+    type checkers of those who embed the engine."""
 
     tokenizer: str | None
     revision: str | None
@@ -218,10 +237,12 @@ class EngineSettings(TypedDict, total=False):
     kv_cache_memory: int | None
     gpu_memory_utilization: float
     enable_prefix_caching: bool
+    kv_cache_manager: str
     scheduler: str
     ordering: str | None
     capacity: str | None
     micro_batch: str | None
+    scheduler_options: Mapping[str, Any] | None
     max_num_seqs: int
     max_micro_batch_seqs: int | None
     max_num_batched_tokens: int | None
@@ -281,6 +302,19 @@ def check_types(config: Any) -> None:
         accepted, allowed = _TYPES.get(kinds[0], ((object,), ""))
         if not isinstance(value, accepted) or (isinstance(value, bool) and accepted in (_INT, _FLOAT)):
             raise ConfigError(name, value, allowed)
+
+
+def check_options(options: Any) -> None:
+    """Raise ``ConfigError`` for options of a scheduler that are no names with plain values."""
+    if options is None:
+        return
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise ConfigError("scheduler_options", options, "names with their values")
+    for name, value in options.items():
+        if not isinstance(value, bool | int | float | str | list | tuple | NoneType):
+            raise ConfigError(
+                f"scheduler_options[{name!r}]", value, "a number, true or false, text, or a list of these"
+            )
 
 
 def check_at_least(config: Any, low: int, *names: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -57,9 +58,42 @@ class Registry(Generic[T]):
             loaded: Any = importlib.import_module(module, self._base if module.startswith(".") else None)
             for part in attribute.split("."):
                 loaded = getattr(loaded, part)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(field, target, f"something that can be imported ({error})") from error
+        except Exception as error:
+            what = error if isinstance(error, ImportError | AttributeError | ValueError) else repr(error)
+            raise ConfigError(field, target, f"something that can be imported ({what})") from error
         return loaded  # type: ignore[no-any-return]
 
     def _points(self) -> list[Any]:
         return sorted(entry_points(group=self.group), key=lambda p: p.name) if self.group else []
+
+
+def check_class(factory: Any, base: type[Any], field: str, name: str) -> None:
+    """Raise ``ConfigError`` for a class that is no whole ``base``, naming what it lacks. Whether a function makes one
+    is seen when it is called (``make``)."""
+    if not callable(factory):
+        raise ConfigError(field, name, f"a subclass of {base.__name__}; this is {factory!r}")
+    if not inspect.isclass(factory):
+        return
+    lacks = [member for member in _abstract(base) if not hasattr(factory, member)]
+    if not issubclass(factory, base):
+        lacking = f", and lacks {', '.join(lacks)}" if lacks else ""
+        raise ConfigError(field, name, f"a subclass of {base.__name__}; {factory.__name__} is none{lacking}")
+    if unwritten := _abstract(factory):
+        raise ConfigError(field, name, f"a whole {base.__name__}; {factory.__name__} lacks {', '.join(unwritten)}")
+
+
+def make(factory: Callable[..., Any], base: type[Any], field: str, name: str, *arguments: Any, **named: Any) -> Any:
+    """Call it; raises ``ConfigError`` where it raises, or makes something else than a ``base``."""
+    try:
+        made = factory(*arguments, **named)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(field, name, f"something that can be made; it raised {error!r}") from error
+    if not isinstance(made, base):
+        raise ConfigError(field, name, f"what makes a {base.__name__}; it made {made!r}")
+    return made
+
+
+def _abstract(kind: type[Any]) -> list[str]:
+    return sorted(getattr(kind, "__abstractmethods__", ()))

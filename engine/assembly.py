@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.config import EngineConfig
-from ..kvcache.kv_cache_manager import KVCacheManager
+from ..core.errors import SchedulerError
+from ..kvcache.registry import check_resources, find_kv_cache_manager, make_resources
 from ..kvcache.resources import BaseResourceManager, ResourceManager
+from ..schedulers.base import Scheduler
 from ..schedulers.limits import Limits
-from ..schedulers.registry import SchedulerFactory, find_scheduler
+from ..schedulers.registry import SchedulerFactory, find_scheduler, scheduler_name
 from .core import EngineCore
+
+MOST_QUEUES = 1 << 16
 
 
 def make_limits(config: EngineConfig, block_size: int, *, on_cuda: bool) -> Limits:
@@ -33,33 +37,53 @@ def make_core(
     on_cuda: bool,
     feeds_back: bool = True,
     sliding_window: int | None = None,
-    resources: Sequence[BaseResourceManager] = (),
+    resources: Sequence[BaseResourceManager] | None = None,
     make_scheduler: SchedulerFactory | None = None,
 ) -> EngineCore:
-    """Books with everything in them idle. Raises ``ConfigError`` for a scheduler nobody knows.
+    """Books with everything in them idle. Raises ``ConfigError`` for what nobody knows or can make.
 
-    ``make_scheduler`` takes the place of the one that the settings name; ``feeds_back`` says whether the stages take
-    plans made ahead of their tokens.
+    ``make_scheduler`` takes the place of the scheduler that the settings name, ``resources`` of the resources;
+    ``feeds_back`` says whether the stages take plans made ahead of their tokens.
     """
     settings = config.scheduler
     limits = make_limits(config, block_size, on_cuda=on_cuda)
-    kv = KVCacheManager(
+    kv = find_kv_cache_manager(config.cache.kv_cache_manager)(
         num_kv_blocks,
         block_size,
         enable_prefix_caching=config.cache.enable_prefix_caching,
         sliding_window=sliding_window,
     )
-    container = ResourceManager(resources)
+    container = ResourceManager(make_resources(settings.resources) if resources is None else resources)
     scheduler = (make_scheduler or find_scheduler(settings, num_stages))(limits, container)
-    # A scheduler of somebody else's may have no wish.
-    wanted = getattr(scheduler, "num_queues", lambda num_stages: num_stages)(num_stages)
+    name = scheduler_name(settings)
     return EngineCore(
         limits,
         kv,
         scheduler,
         container,
-        num_queues=settings.num_queues or wanted,
+        num_queues=settings.num_queues or _wanted_queues(scheduler, num_stages, name),
         num_stages=num_stages,
         look_ahead=int(settings.schedule_ahead and feeds_back),
-        scheduler_name=settings.scheduler,
+        scheduler_name=name,
     )
+
+
+def check_names(config: EngineConfig) -> None:
+    """Raise ``ConfigError`` for what nobody knows: cheap, and before anything is loaded."""
+    find_scheduler(config.scheduler, config.parallel.pipeline_parallel_size)
+    find_kv_cache_manager(config.cache.kv_cache_manager)
+    check_resources(config.scheduler.resources)
+
+
+def _wanted_queues(scheduler: Scheduler, num_stages: int, name: str) -> int:
+    """A scheduler of somebody else's may have no wish, or one that cannot be."""
+    ask = getattr(scheduler, "num_queues", None)
+    if ask is None:
+        return num_stages
+    try:
+        wanted = ask(num_stages)
+    except Exception as error:
+        raise SchedulerError(f"scheduler {name} raised {error!r} when asked for its number of queues") from error
+    if type(wanted) is not int or not 0 < wanted <= MOST_QUEUES:
+        raise SchedulerError(f"scheduler {name} wants {wanted!r} queues; allowed: 1 to {MOST_QUEUES}")
+    return wanted

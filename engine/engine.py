@@ -18,6 +18,7 @@ from ..core.errors import EngineDeadError
 from ..core.trace import StepStats
 from ..core.version import __version__
 from ..kvcache.kv_cache_manager import KVCacheManager
+from ..kvcache.registry import make_resources
 from ..kvcache.resources import BaseResourceManager
 from ..metrics.engine_metrics import BooksSample, EngineMetrics
 from ..metrics.step_trace import StepTrace
@@ -184,7 +185,8 @@ class _StateMaker:
     def __init__(
         self, config: EngineConfig, num_stages: int, on_cuda: bool, resources: Sequence[BaseResourceManager]
     ) -> None:
-        self._config, self._num_stages, self._on_cuda, self._resources = config, num_stages, on_cuda, resources
+        self._config, self._num_stages, self._on_cuda = config, num_stages, on_cuda
+        self._resources = [*make_resources(config.scheduler.resources), *resources]
         self._make_scheduler = find_scheduler(config.scheduler, num_stages)
         self.info: ExecutorInfo | None = None
 

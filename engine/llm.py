@@ -17,6 +17,7 @@ from ..core.trace import StepStats
 from ..kvcache.resources import BaseResourceManager
 from ..workers.model_engine import ModelEngine
 from ..workers.sampler import BatchSampler, SamplerFactory
+from .assembly import check_names
 from .collector import RequestCollector
 from .delta import Sink
 from .engine import Engine
@@ -47,8 +48,8 @@ class LLM:
     ``model`` is a local folder or a hub name; the bundled demo model when absent. The keywords are the fields of
     ``EngineConfig`` (``llm-engine serve --help`` lists them with their meaning). ``registry``: a ``CollectorRegistry``
     to share; a private one when absent, at ``llm.registry``. ``resources``: resource managers of your own that gate
-    admission. ``model_engine``: makes the model of each stage, in place of torch's; ``sampler``: makes the last
-    stage's.
+    admission, or their names; those that are named stand first. ``model_engine``: makes the model of each stage, in
+    place of torch's; ``sampler``: makes the last stage's.
 
     Raises ``ConfigError`` for a bad setting, ``ModelLoadError`` for a checkpoint that cannot be served.
     """
@@ -58,7 +59,7 @@ class LLM:
         model: str | None = None,
         *,
         registry: CollectorRegistry | None = None,
-        resources: Sequence[BaseResourceManager] = (),
+        resources: Sequence[BaseResourceManager | str] = (),
         model_engine: Callable[[int], ModelEngine] | None = None,
         show_progress: bool = False,
         served_model_name: str | None = None,
@@ -66,7 +67,9 @@ class LLM:
         sampler: SamplerFactory = BatchSampler,
         **settings: Unpack[EngineSettings],
     ) -> None:
-        self.config = EngineConfig.of(model=model, **settings)
+        named = tuple(resource for resource in resources if isinstance(resource, str))
+        self.config = EngineConfig.of(model=model, resources=named, **settings)
+        check_names(self.config)
         source = ModelSource(None, "custom") if model_engine else find_model(self.config.model)
         self.model_name = served_model_name or source.name
         self.default_sampling: Mapping[str, Any] = source.default_sampling
@@ -90,7 +93,7 @@ class LLM:
                 registry=registry,
                 model_name=self.model_name,
                 engine_label=engine_label,
-                resources=resources,
+                resources=[resource for resource in resources if not isinstance(resource, str)],
             )
         info = self._engine.info.model
         self.max_model_len = info.max_model_len

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.config import SchedulerConfig
 from ..core.errors import ConfigError
-from ..core.registry import Registry
+from ..core.registry import Registry, check_class, make
 from ..kvcache.resources import ResourceManager
-from .base import Capacity, MicroBatch, Ordering, Scheduler
+from .base import INTERFACE_VERSION, Capacity, MicroBatch, Ordering, Part, Scheduler
 from .limits import Limits
+from .options import Chosen, make_options, sort_options
 
 ORDERINGS: Registry[Ordering] = Registry("ordering", "llm_engine.ordering")
 for _name, _target, _summary in (
@@ -70,30 +71,49 @@ SCHEDULERS: Registry[Scheduler] = Registry("scheduler", "llm_engine.schedulers")
 for _name, _parts in PRESETS.items():
     SCHEDULERS.add(_name, ".schedulers.base:Scheduler", " x ".join(part or "by stages" for part in _parts))
 
+PART_REGISTRIES: dict[str, tuple[Registry[Any], type[Part]]] = {
+    "ordering": (ORDERINGS, Ordering),
+    "capacity": (CAPACITIES, Capacity),
+    "micro_batch": (MICRO_BATCHES, MicroBatch),
+}
+MEMBERS = ("add", "abort", "schedule", "update", "has_work")
+"""What every scheduler has."""
+
 SchedulerFactory = Callable[[Limits, ResourceManager | None], Scheduler]
 
 
-def find_scheduler(config: SchedulerConfig, num_stages: int = 1) -> SchedulerFactory:
-    """Resolve the names of the settings, before anything is loaded. Raises ``ConfigError`` listing those that exist.
+def scheduler_name(config: SchedulerConfig) -> str:
+    """How errors and traces call it: the preset, and the parts that are not the preset's."""
+    replaced = {kind: name for kind in PART_REGISTRIES if (name := getattr(config, kind)) is not None}
+    return " ".join([config.scheduler, *(f"{kind.replace('_', '-')}={name}" for kind, name in replaced.items())])
 
-    A scheduler class of your own is called as ``Class(limits)`` or ``Class(limits, resources)``.
+
+def find_scheduler(config: SchedulerConfig, num_stages: int = 1) -> SchedulerFactory:
+    """Resolve names and options, before anything is loaded. Raises ``ConfigError`` saying what there is.
+
+    A preset of somebody else's is a triple of names like ours. A scheduler class of theirs is called as
+    ``Class(limits)``, with ``resources=`` and ``options=`` where it takes these.
     """
     name = default_preset(num_stages) if config.scheduler == "default" else config.scheduler
-    if name in PRESETS:
-        preset = PRESETS[name]
-        ordering = ORDERINGS.get(config.ordering or preset[0])
-        capacity = CAPACITIES.get(config.capacity or preset[1])
-        micro_batch = MICRO_BATCHES.get(config.micro_batch or preset[2] or default_preset(num_stages))
-        return lambda limits, resources: Scheduler(ordering(), capacity(), micro_batch(), limits, resources)
-    for part in ("ordering", "capacity", "micro_batch"):
-        if getattr(config, part) is not None:
-            raise ConfigError(part, getattr(config, part), f"nothing beside scheduler={name!r}, which is no preset")
-    factory: Any = SCHEDULERS.get(name)
-    missing = [member for member in ("add", "abort", "schedule", "update", "has_work") if not hasattr(factory, member)]
-    if inspect.isclass(factory) and missing:
-        raise ConfigError("scheduler", name, f"a scheduler; this one lacks {', '.join(missing)}")
-    takes_resources = len(inspect.signature(factory).parameters) > 1
-    return lambda limits, resources: factory(limits, resources) if takes_resources else factory(limits)
+    target: Any = PRESETS[name] if name in PRESETS else SCHEDULERS.get(name)
+    if isinstance(target, tuple):
+        return _compose(config, name, target, num_stages)
+    for kind in PART_REGISTRIES:
+        if getattr(config, kind) is not None:
+            raise ConfigError(kind, getattr(config, kind), f"nothing beside scheduler={name!r}, which is no preset")
+    return _whole(config, Chosen("scheduler", name, target))
+
+
+def chosen_parts(config: SchedulerConfig, preset: Sequence[Any], num_stages: int = 1) -> list[Chosen]:
+    """The three parts of a preset, less those that the settings replace. Raises ``ConfigError``."""
+    parts = []
+    for (kind, (registry, base)), default in zip(PART_REGISTRIES.items(), preset, strict=True):
+        name = getattr(config, kind) or default or default_preset(num_stages)
+        factory = registry.get(name)
+        check_class(factory, base, kind, name)
+        _check_version(factory, kind, name)
+        parts.append(Chosen(kind, name, factory))
+    return parts
 
 
 def make_scheduler(
@@ -101,3 +121,79 @@ def make_scheduler(
 ) -> Scheduler:
     """Build what the settings name; raises as ``find_scheduler``."""
     return find_scheduler(config, num_stages)(limits, resources)
+
+
+def _compose(config: SchedulerConfig, name: str, preset: tuple[Any, ...], num_stages: int) -> SchedulerFactory:
+    kinds = (str, str, str | None)
+    if len(preset) != 3 or not all(isinstance(part, kind) for part, kind in zip(preset, kinds, strict=True)):
+        raise ConfigError("scheduler", name, f"names of ordering, capacity and micro-batch; this one is {preset!r}")
+    parts = chosen_parts(config, preset, num_stages)
+    given = sort_options(config.scheduler_options or {}, parts, _other_owner)
+    ready = [(part, make_options(part, given[part.kind])) for part in parts]
+
+    def make_composed(limits: Limits | None, resources: ResourceManager | None) -> Any:
+        ordering, capacity, micro_batch = (
+            make(part.factory, PART_REGISTRIES[part.kind][1], part.kind, part.name, *(() if own is None else (own,)))
+            for part, own in ready
+        )
+        return limits and Scheduler(ordering, capacity, micro_batch, limits, resources)
+
+    make_composed(None, None)  # what cannot be made is told now
+    return make_composed
+
+
+def _whole(config: SchedulerConfig, chosen: Chosen) -> SchedulerFactory:
+    factory, name = chosen.factory, chosen.name
+    if not callable(factory):
+        raise ConfigError("scheduler", name, f"a scheduler's class, or a preset; this is {factory!r}")
+    _check_version(factory, "scheduler", name)
+    if inspect.isclass(factory):
+        _check_members(factory, name)
+    given = sort_options(config.scheduler_options or {}, [chosen], _other_owner)["scheduler"]
+    options = make_options(chosen, given)
+    takes = inspect.signature(factory).parameters
+    optional: dict[str, Any] = {} if options is None else {"options": options}
+    if "resources" in takes:
+        optional["resources"] = None
+    try:
+        inspect.signature(factory).bind(None, **optional)
+    except TypeError as error:
+        call = ", ".join(["limits", *optional])
+        raise ConfigError("scheduler", name, f"a class that is called as Class({call}): {error}") from error
+
+    def make_whole(limits: Limits, resources: ResourceManager | None) -> Scheduler:
+        if "resources" in optional:
+            optional["resources"] = resources
+        made: Any = make(factory, object, "scheduler", name, limits, **optional)
+        _check_members(made, name)
+        return made  # type: ignore[no-any-return]
+
+    return make_whole
+
+
+def _check_members(scheduler: Any, name: str) -> None:
+    lacking = [member for member in MEMBERS if not hasattr(scheduler, member)]
+    if lacking:
+        raise ConfigError("scheduler", name, f"a scheduler; this one lacks {', '.join(lacking)}")
+
+
+def _check_version(factory: Any, field: str, name: str) -> None:
+    written_for = getattr(factory, "interface_version", INTERFACE_VERSION)
+    if written_for != INTERFACE_VERSION:
+        raise ConfigError(
+            field,
+            name,
+            f"what is written for version {INTERFACE_VERSION} of the interface; this one is for {written_for}",
+        )
+
+
+def _other_owner(option: str) -> str | None:
+    """Which registered part has an option of that name; those that cannot be loaded have none."""
+    for kind, (registry, _) in PART_REGISTRIES.items():
+        for name in registry.names():
+            try:
+                if option in Chosen(kind, name, registry.get(name)).options:
+                    return f"{kind} {name}"
+            except ConfigError:
+                continue
+    return None

@@ -89,6 +89,11 @@ def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
         ("stage_cpus", "0;1", "auto, none, or 1 group of CPUs like 0-3,8"),
         ("stage_cpus", None, "a text"),
         ("stage_devices", "0,1", "1 device number, from 0"),
+        ("scheduler_options", ["aging_s=5"], "names with their values"),
+        ("scheduler_options", {5: 1}, "names with their values"),
+        ("resources", ["a:B"], "names in a tuple"),
+        ("resources", (5,), "names in a tuple"),
+        ("kv_cache_manager", None, "a text"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_name(name: str, value: Any, allowed: str) -> None:
@@ -101,8 +106,15 @@ def test_a_value_that_is_not_allowed_is_refused_by_name(name: str, value: Any, a
     assert str(error) == f"{name} is {value!r}; allowed: {error.allowed}"
 
 
+def test_a_schedulers_options_are_plain_values() -> None:
+    plain = {"a": 1, "b": 1.5, "c": True, "d": "x", "e": None, "f": ["x", 1]}
+    assert EngineConfig.of(scheduler_options=plain).scheduler.scheduler_options == plain
+    with pytest.raises(ConfigError, match=r"scheduler_options\['a'\] is <object"):
+        EngineConfig.of(scheduler_options={"a": object()})
+
+
 def test_the_typed_settings_are_the_fields() -> None:
     """``LLM`` takes ``EngineSettings`` as keywords: the type must not fall behind the dataclasses."""
     fields_of = {f.name: f.type for part in PARTS.values() for f in fields(part)}
     typed = {name: ref.__forward_arg__ for name, ref in EngineSettings.__annotations__.items()}
-    assert {"model": "str | None", **typed} == fields_of
+    assert {"model": "str | None", "resources": "tuple[str, ...]", **typed} == fields_of
