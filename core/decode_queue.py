@@ -8,9 +8,21 @@ that hold only the rows concerned. A row left out of a push is re-filed in the w
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import compress
+from typing import NamedTuple
 
 from .request import Request
+
+
+class Rows(NamedTuple):
+    """Rows of a queue, in columns of their own."""
+
+    ids: Sequence[int]
+    slots: Sequence[int]
+    positions: Sequence[int]
+    """Each row computes next."""
+    requests: list[Request]
 
 
 class DecodeQueue:
@@ -31,7 +43,6 @@ class DecodeQueue:
         """Step of the last push that carried rows of it, until that comes back: what it samples is not known yet."""
         self.ids = array("q")
         self.slots = array("i")
-        self.tokens = array("i")
         self.requests: list[Request] = []
         self._bases = array("q")
         self._clock = 0
@@ -62,12 +73,26 @@ class DecodeQueue:
         """The position the row computes next; every position before it is computed or in flight."""
         return self._bases[self._row_of[request_id]] + self._clock
 
-    def positions(self) -> list[int]:
-        clock = self._clock
-        return [base + clock for base in self._bases]
+    def holds(self, ids: Set[int]) -> bool:
+        """Whether each of them is here."""
+        return self._row_of.keys() >= ids
 
-    def row(self, request_id: int) -> int:
-        return self._row_of[request_id]
+    def rows(self, left_out: Iterable[int] = ()) -> Rows:
+        """All rows but those of the ``left_out`` ids. Row by row at the interpreter's own speed: this is most of what a
+        step of decodes costs."""
+        clock = self._clock
+        positions = [base + clock for base in self._bases]
+        if not left_out:
+            return Rows(self.ids[:], self.slots[:], positions, self.requests[:])
+        kept = bytearray(b"\1") * len(self.ids)
+        for request_id in left_out:
+            kept[self._row_of[request_id]] = 0
+        return Rows(
+            array("q", compress(self.ids, kept)),
+            array("i", compress(self.slots, kept)),
+            list(compress(positions, kept)),
+            list(compress(self.requests, kept)),
+        )
 
     def due_for_block(self) -> list[int]:
         """Ids whose next position opens a block, so that pushing them needs one."""
@@ -85,19 +110,10 @@ class DecodeQueue:
         self.ids.append(request_id)
         assert request.slot is not None
         self.slots.append(request.slot)
-        self.tokens.append(request.token_ids[-1])
         self.requests.append(request)
         self._bases.append(base)
         self._file(request_id, base, request.max_total_tokens)
         self.generation += 1
-
-    def set_tokens(self, tokens: list[int]) -> None:
-        """Every row's new last known token, in row order."""
-        self.tokens = array("i", tokens)
-
-    def set_token(self, request_id: int, token: int) -> None:
-        """One row's new last known token."""
-        self.tokens[self._row_of[request_id]] = token
 
     def remove(self, request_id: int) -> None:
         """Take a row out; the last row moves into its place."""
@@ -106,14 +122,14 @@ class DecodeQueue:
         last = len(self.ids) - 1
         if row != last:
             self._row_of[self.ids[last]] = row
-        for column in (self.ids, self.slots, self.tokens, self._bases):
+        for column in (self.ids, self.slots, self._bases):
             column[row] = column[last]
             column.pop()
         self.requests[row] = self.requests[last]
         self.requests.pop()
         self.generation += 1
 
-    def advance(self, stalled: list[int]) -> None:
+    def advance(self, stalled: Iterable[int]) -> None:
         """Every row but the ``stalled`` ids was pushed once more."""
         self._clock += 1
         for request_id in stalled:
@@ -125,7 +141,7 @@ class DecodeQueue:
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where columns, index and wheels disagree."""
-        assert len(self.ids) == len(self.slots) == len(self.tokens) == len(self.requests) == len(self._bases)
+        assert len(self.ids) == len(self.slots) == len(self.requests) == len(self._bases)
         assert self._row_of == {request_id: row for row, request_id in enumerate(self.ids)}
         filed = {i: b for b, bucket in enumerate(self._block_wheel) for i in bucket}
         assert filed == {i: base % self.block_size for i, base in zip(self.ids, self._bases, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.errors import SchedulerError
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
     from .core import EngineCore
 
 
-def book(core: EngineCore, plan: StepPlan, now: float) -> None:
-    """Fill in the plan's booking columns and move the books to where the step will have brought them.
+def book(core: EngineCore, plan: StepPlan, now: float) -> list[Request]:
+    """Fill in the plan's booking columns and move the books to where the step will have brought them; returns the
+    requests in the order of ``plan.sampled_ids``. Decode rows stand in the order of the queue's.
 
     Under the state lock. Raises ``SchedulerError`` where the plan needs more blocks than are free; what was booked
     before that stays consistent, and the engine ends with the error.
@@ -32,7 +34,7 @@ def book(core: EngineCore, plan: StepPlan, now: float) -> None:
         core.kv.grow(request.request_id, reached)
         plan.starts.append(_start_of(core, request))
     started = {request.request_id for request in newcomers.values()}
-    _book_decodes(core, plan)
+    sampled = _book_decodes(core, plan)
     for request_id, num_tokens in zip(plan.chunk_ids, plan.chunk_tokens, strict=True):
         request = core.table[request_id]
         start = request.num_computed_tokens
@@ -43,7 +45,10 @@ def book(core: EngineCore, plan: StepPlan, now: float) -> None:
         plan.chunk_starts.append(start)
         core.table.fill_to(request, start + num_tokens)
         plan.chunk_samples.append(request.num_computed_tokens == request.num_tokens)
+        if plan.chunk_samples[-1]:
+            sampled.append(request)
         core.kv.publish(request_id, request.block_hashes, request.num_computed_tokens, plan.step)
+    return sampled
 
 
 def carry_out_moves(table: RequestTable, plan: StepPlan) -> None:
@@ -52,27 +57,24 @@ def carry_out_moves(table: RequestTable, plan: StepPlan) -> None:
         table.move(table[request_id], target)
 
 
-def _book_decodes(core: EngineCore, plan: StepPlan) -> None:
+def _book_decodes(core: EngineCore, plan: StepPlan) -> list[Request]:
     queue, kv = core.table.queues[plan.queue], core.kv
     if not len(plan.decode_ids):
-        return
-    whole = len(plan.decode_ids) == len(queue)
-    due = queue.due_for_block()
-    if whole:
-        stalled: list[int] = []
-        plan.decode_ids, plan.decode_slots, plan.decode_tokens = queue.ids[:], queue.slots[:], queue.tokens[:]
-        plan.decode_positions = queue.positions()
+        return []
+    left_out: Sequence[int] = ()
+    if len(plan.decode_ids) < len(queue):
+        left_out = queue.ending() if queue.in_flight else ()
+        if len(plan.decode_ids) + len(left_out) != len(queue):
+            chosen = set(plan.decode_ids)
+            left_out = [request_id for request_id in queue.ids if request_id not in chosen]
+    rows = queue.rows(left_out)
+    plan.decode_ids, plan.decode_slots, plan.decode_positions, requests = rows
+    if queue.last_decoded is None:
+        plan.decode_tokens = [request.token_ids[-1] for request in requests]
     else:
-        chosen = set(plan.decode_ids)
-        stalled = [request_id for request_id in queue.ids if request_id not in chosen]
-        due = [request_id for request_id in due if request_id in chosen]
-        rows = [queue.row(request_id) for request_id in plan.decode_ids]
-        plan.decode_slots = [queue.slots[row] for row in rows]
-        plan.decode_tokens = [queue.tokens[row] for row in rows]
-        plan.decode_positions = [queue.position(request_id) for request_id in plan.decode_ids]
-    if queue.last_decoded is not None:
         # Ahead of its tokens: where a row was not in that step its token is known, and the workers know it as well.
-        plan.feeds_from, plan.decode_tokens = queue.last_decoded, ()
+        plan.feeds_from = queue.last_decoded
+    due = [request_id for request_id in queue.due_for_block() if request_id not in left_out]
     needed = kv.blocks_to_advance(due)
     if needed > kv.num_free_blocks:
         raise SchedulerError(
@@ -87,7 +89,8 @@ def _book_decodes(core: EngineCore, plan: StepPlan) -> None:
         assert request.slot is not None
         plan.grown_slots.append(request.slot)
         plan.grown_blocks.append(kv.grow_by_one(request_id))
-    queue.advance(stalled)
+    queue.advance(left_out)
+    return requests
 
 
 def _grow(core: EngineCore, plan: StepPlan, request: Request, num_tokens: int) -> None:

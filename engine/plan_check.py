@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
+from ..core.decode_queue import DecodeQueue
 from ..core.errors import SchedulerError
 from ..core.request import RequestState
 from ..core.request_table import RequestTable
@@ -20,8 +21,7 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
     if not 0 <= plan.queue < len(table.queues):
         refuse(f"queue {plan.queue} of {len(table.queues)}")
     queue = table.queues[plan.queue]
-    ahead = not queue.idle
-    if plan.num_rows and ahead and queue not in table.queues_to_look_ahead():
+    if plan.num_rows and not queue.idle and queue not in table.queues_to_look_ahead():
         refuse(f"queue {plan.queue} is in flight")
     _check_moves(plan, table, refuse)
     _check_shed(plan, table, refuse)
@@ -40,14 +40,7 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
             refuse(f"pauses request {request_id}, which holds no blocks")
         elif table.is_in_flight(request):
             refuse(f"pauses request {request_id}, which is in flight")
-    for request_id in plan.decode_ids:
-        if request_id not in queue:
-            refuse(f"decodes request {request_id}, which is not in queue {plan.queue}")
-    if ahead and not (ending := set(queue.ending())).isdisjoint(plan.decode_ids):
-        refuse(f"decodes requests {sorted(ending.intersection(plan.decode_ids))}, which end with the step in flight")
-    rows = [*plan.decode_ids, *plan.chunk_ids, *plan.moved_ids]
-    if len(set(rows)) != len(rows) or not seen.isdisjoint(rows):
-        refuse("a request stands in it twice")
+    _check_rows(plan, queue, seen, refuse)
     newcomers = 0
     for request_id, num_tokens in zip(plan.chunk_ids, plan.chunk_tokens, strict=True):
         request = table.get(request_id)
@@ -63,6 +56,25 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
         newcomers += request is not None and not request.is_resident
     if table.num_resident - len(seen) + newcomers > limits.max_num_seqs:
         refuse(f"more residents than max_num_seqs, {limits.max_num_seqs}")
+
+
+def _check_rows(plan: StepPlan, queue: DecodeQueue, paused: set[int], refuse: Callable[[str], None]) -> None:
+    """That the decodes are the queue's to compute, and that nobody stands in the plan twice."""
+    decodes: Container[int] = queue
+    if plan.decode_ids != queue.ids:  # mostly they are all of it, and comparing columns costs next to nothing
+        decodes = set(plan.decode_ids)
+        if not queue.holds(decodes):
+            stranger = next(request_id for request_id in plan.decode_ids if request_id not in queue)
+            refuse(f"decodes request {stranger}, which is not in queue {plan.queue}")
+        if len(decodes) != len(plan.decode_ids):
+            refuse("a request stands in it twice")
+    if not queue.idle and (ending := sorted(i for i in queue.ending() if i in decodes)):
+        refuse(f"decodes requests {ending}, which end with the step in flight")
+    others = [*plan.chunk_ids, *plan.moved_ids]
+    if len(set(others)) != len(others) or any(i in decodes or i in paused for i in others):
+        refuse("a request stands in it twice")
+    if any(request_id in decodes for request_id in paused):
+        refuse("a request stands in it twice")
 
 
 def _check_moves(plan: StepPlan, table: RequestTable, refuse: Callable[[str], None]) -> None:

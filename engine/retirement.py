@@ -101,20 +101,15 @@ def advance(table: RequestTable, retired: Retired, tokens: list[int], now: float
 
 
 def _advance_decodes(queue: DecodeQueue, retired: Retired, tokens: list[int]) -> None:
-    flight = retired.flight
-    if flight.generation == queue.generation and len(tokens) == len(queue):
-        requests = flight.requests[: len(tokens)]
-        for request, token in zip(requests, tokens, strict=True):
-            request.token_ids.append(token)
-        queue.set_tokens(tokens)
-        retired.requests, retired.tokens, retired.rows = requests, tokens, list(range(len(tokens)))
-        return
-    for row, token in enumerate(tokens):
-        request = flight.requests[row]
-        if request.request_id in queue:
-            request.token_ids.append(token)
-            queue.set_token(request.request_id, token)
-            retired.tell(request, token, row)
+    flight, rows = retired.flight, list(range(len(tokens)))
+    requests = flight.requests[: len(tokens)]
+    if flight.generation != queue.generation:
+        rows = [row for row, request in enumerate(requests) if request.queue == queue.index]
+        if len(rows) < len(tokens):
+            requests, tokens = [requests[row] for row in rows], [tokens[row] for row in rows]
+    for request, token in zip(requests, tokens, strict=True):
+        request.token_ids.append(token)
+    retired.requests, retired.tokens, retired.rows = requests, tokens, rows
 
 
 def _still_prefills(request: Request, plan: StepPlan) -> bool:

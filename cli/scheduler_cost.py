@@ -1,0 +1,282 @@
+"""The books of an engine driven without stages, to see what deciding and book-keeping cost the host.
+
+Requests are like those of a service: prompts of about 512 tokens whose lengths spread over a block, the first 64 shared
+within a tenant; answers end in turn. Nothing is timed but ``EngineCore.schedule`` and ``EngineCore.retire``: the callers'
+threads make requests and hash prompts, the stages compute.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..core.config import EngineConfig
+from ..core.request import BlockHash, Request, RequestId
+from ..core.sampling_params import SamplingParams
+from ..core.step import StepPlan, StepResult
+from ..engine.assembly import make_core
+from ..kvcache.block_hash import hash_blocks
+
+BLOCK_SIZE = 16
+PROMPT_TOKENS = 512
+SHARED_TOKENS = 64
+TENANTS = 8
+ANSWER_TOKENS = 256
+"""Of a request in a mixed load; with few running less, so that somebody ends in each step."""
+MAX_CHUNK = 256
+"""Longest chunk of a mixed load: each prompt comes in two or three."""
+PREFILL_TOKENS = 8192
+"""Budget of a micro-batch beside its decodes, while the residents are brought in."""
+WARM_UP_STEPS = 20
+MIXES = ("decode", "mixed")
+_TURN = 4
+"""Steps from a request's end to the first token of the one who takes its seat."""
+_TOKEN, _END = 7, 2
+_SECONDS_PER_STEP = 0.02
+_FOREVER = 1e9
+
+PARTS = ("decide", "ordering", "capacity", "check", "book", "retire", "update")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Nanoseconds of one step: of every call of ``schedule`` until it had nothing more, and of ``retire``."""
+
+    schedule: int
+    update: int
+
+
+@lru_cache(maxsize=None)
+def prompt(number: int) -> tuple[Sequence[int], Sequence[BlockHash]]:
+    """The tokens of request ``number`` and the hashes of their blocks; ids are shared objects, to spare memory."""
+    ids = _token_ids()
+    tenant, length = number % TENANTS, PROMPT_TOKENS - BLOCK_SIZE // 2 + number % BLOCK_SIZE
+    start = number % (len(ids) - PROMPT_TOKENS)
+    tokens = [*ids[tenant : tenant + SHARED_TOKENS], 1000 + number, *ids[start : start + length - SHARED_TOKENS - 1]]
+    return tokens, tuple(hash_blocks(tokens, BLOCK_SIZE))
+
+
+@lru_cache(maxsize=None)
+def _token_ids() -> list[int]:
+    return [3 + i * 37 % 30_000 for i in range(8192)]
+
+
+class HostLoad:
+    """One scheduler with ``running`` residents, all of whom decode, and with as many waiting as ``set_waiting`` says.
+
+    ``mixed``: in each step somebody ends, somebody waiting takes the seat, and somebody new arrives. Else nobody ends,
+    and no seat comes free for those who wait.
+    """
+
+    def __init__(self, scheduler: str, running: int, mix: str, *, steps: int) -> None:
+        """``steps``: how many will be run, as far as it is known: nobody ends before where nobody is to."""
+        assert mix in MIXES
+        self.running, self.mixed = running, mix == "mixed"
+        self.ends_per_step = max(1, running // ANSWER_TOKENS)
+        budget = running + (max(2, self.ends_per_step) * PROMPT_TOKENS if self.mixed else PREFILL_TOKENS)
+        longest = PROMPT_TOKENS + BLOCK_SIZE + ANSWER_TOKENS
+        self._answer = max(1, running // self.ends_per_step - _TURN)
+        if not self.mixed:
+            # Those who come in first decode until the last ones do.
+            self._answer = steps + BLOCK_SIZE + -(-running * (PROMPT_TOKENS + BLOCK_SIZE) // PREFILL_TOKENS)
+            longest = PROMPT_TOKENS + BLOCK_SIZE + self._answer
+        config = EngineConfig.of(
+            scheduler=scheduler,
+            max_num_seqs=running,
+            max_num_batched_tokens=budget,
+            long_prefill_token_threshold=MAX_CHUNK if self.mixed else None,
+        )
+        self.core = make_core(
+            config,
+            num_kv_blocks=1 + (running + 1) * -(-longest // BLOCK_SIZE),
+            block_size=BLOCK_SIZE,
+            num_stages=1,
+            on_cuda=False,
+        )
+        self._numbers = itertools.count()
+        self._results: deque[StepResult] = deque()
+        self._now = 0.0
+        self.num_ended = 0
+        self._fill()
+
+    @property
+    def num_waiting(self) -> int:
+        return self.core.num_waiting
+
+    def set_waiting(self, count: int) -> None:
+        """As many more arrive as are missing."""
+        while self.core.num_waiting < count:
+            self._arrive(self._answer, priority=1)
+
+    def step(self) -> StepTimes:
+        """Every plan that can be made now, then one result; as many arrive as ended."""
+        core, clock = self.core, time.perf_counter_ns
+        self._now += _SECONDS_PER_STEP
+        began = clock()
+        plan = core.schedule(self._now)
+        scheduling = clock() - began
+        while plan is not None:
+            self._results.append(self._result_of(plan))
+            began = clock()
+            plan = core.schedule(self._now)
+            scheduling += clock() - began
+        result = self._results.popleft()
+        began = clock()
+        retired = core.retire(result, self._now)
+        updating = clock() - began
+        assert retired is not None and not retired.failed, "a request of the benchmark failed"
+        self.num_ended += len(retired.finished)
+        for _ in retired.finished:
+            self._arrive(self._answer, priority=1)
+        return StepTimes(scheduling, updating)
+
+    def _result_of(self, plan: StepPlan) -> StepResult:
+        busy = [(self._now, self._now + _SECONDS_PER_STEP)]
+        return StepResult(plan.epoch, plan.step, [_TOKEN] * plan.num_sampled, busy=busy)
+
+    def _arrive(self, answer: int, priority: int) -> None:
+        number = next(self._numbers)
+        tokens, hashes = prompt(number)
+        request = Request(
+            RequestId(number),
+            str(number),
+            tokens,
+            SamplingParams(temperature=0.0, max_tokens=answer),
+            len(tokens) + answer,
+            self._now,
+            stop_ids=frozenset((_END,)),
+            priority=priority,
+            deadline=self._now + _FOREVER,
+            tenant=f"tenant-{number % TENANTS}",
+            block_hashes=list(hashes),
+        )
+        self.core.add(request, self._now)
+
+    def _fill(self) -> None:
+        """Until everybody decodes; in a mixed load as many arrive in each step as are to end later."""
+        missing, at_once = self.running, self.ends_per_step if self.mixed else self.running
+        while missing or not (self.num_ended if self.mixed else self.core.table.num_decoding == self.running):
+            for _ in range(min(missing, at_once)):
+                self._arrive(self._answer, priority=0)
+            missing -= min(missing, at_once)
+            self.step()
+
+
+class Stopwatch:
+    """Takes the time of the parts of a step while it is entered, by wrapping their methods. What a part spends in
+    another one that is measured counts for the inner one."""
+
+    def __init__(self, load: HostLoad) -> None:
+        self.spent: Counter[str] = Counter()
+        """Nanoseconds by part."""
+        core, scheduler = load.core, load.core.scheduler
+        ordering, capacity = getattr(scheduler, "ordering", None), getattr(scheduler, "capacity", None)
+        self._wrapped = [
+            (core, "_ask_scheduler", "decide"),
+            *((ordering, name, "ordering") for name in ("shed", "visit", "add", "remove") if ordering),
+            *((capacity, name, "capacity") for name in ("make_way", "make_room", "judge") if capacity),
+            (core, "_check", "check"),
+            (core, "_book", "book"),
+            (core, "retire", "retire"),
+            (scheduler, "update", "update"),
+        ]
+        self._stack: list[str] = []
+        self._last = 0
+
+    def __enter__(self) -> Stopwatch:
+        for owner, name, part in self._wrapped:
+            setattr(owner, name, self._timed(getattr(owner, name), part))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, _part in self._wrapped:
+            delattr(owner, name)
+
+    def _timed(self, inner: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            self._begin(part)
+            try:
+                found = inner(*arguments)
+            finally:
+                self._end()
+            return self._iterate(found, part) if isinstance(found, Iterator) else found
+
+        return timed
+
+    def _iterate(self, inner: Iterator[Any], part: str) -> Iterator[Any]:
+        while True:
+            self._begin(part)
+            try:
+                found = next(inner, None)
+            finally:
+                self._end()
+            if found is None:
+                return
+            yield found
+
+    def _begin(self, part: str) -> None:
+        now = time.perf_counter_ns()
+        if self._stack:
+            self.spent[self._stack[-1]] += now - self._last
+        self._stack.append(part)
+        self._last = now
+
+    def _end(self) -> None:
+        now = time.perf_counter_ns()
+        self.spent[self._stack.pop()] += now - self._last
+        self._last = now
+
+
+def measure(
+    scheduler: str,
+    running: int,
+    waiting: Sequence[int],
+    mix: str,
+    steps: int,
+    on_step: Callable[[], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """A row for each number of ``waiting``, which must rise. ``on_step`` is called after each of ``steps`` steps."""
+    watched = max(10, steps // 5)
+    load = HostLoad(scheduler, running, mix, steps=len(waiting) * (WARM_UP_STEPS + steps + watched))
+    for count in waiting:
+        load.set_waiting(count)
+        gc.collect()  # what the making of requests left behind is not the steps' to pay for
+        for _ in range(WARM_UP_STEPS):
+            load.step()
+        times = []
+        for _ in range(steps):
+            times.append(load.step())
+            if on_step is not None:
+                on_step()
+        assert load.core.table.num_resident == running or load.mixed, "somebody came or went"
+        with Stopwatch(load) as watch:
+            for _ in range(watched):
+                load.step()
+        parts = {part: watch.spent[part] / watched / 1000 for part in PARTS}
+        yield {
+            "scheduler": scheduler,
+            "running": running,
+            "waiting": count,
+            "mix": mix,
+            **figures(times),
+            "parts_us": parts,
+        }
+
+
+def figures(times: Sequence[StepTimes]) -> dict[str, float]:
+    """Of these steps, microseconds."""
+    whole = sorted((one.schedule + one.update) / 1000 for one in times)
+    return {
+        "p50_us": statistics.median(whole),
+        "p99_us": whole[min(len(whole) - 1, int(0.99 * len(whole)))],
+        "best_us": whole[0],
+        "schedule_us": statistics.median(one.schedule / 1000 for one in times),
+        "update_us": statistics.median(one.update / 1000 for one in times),
+    }
