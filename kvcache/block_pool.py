@@ -37,6 +37,8 @@ class BlockPool:
         self.num_free = num_blocks - 1
         self.ref_counts = [0] * num_blocks
         """Holders of each block; read by others, changed here."""
+        self.num_shares = 0
+        """Holders that blocks have beyond their first, summed over all blocks."""
         self._priorities = [0] * num_blocks
         self._next = list(range(num_blocks + MAX_PRIORITY + 1))
         self._prev = list(range(num_blocks + MAX_PRIORITY + 1))
@@ -78,6 +80,8 @@ class BlockPool:
             if ref_counts[block] == 0:
                 self._unlink(block)
                 self.num_free -= 1
+            else:
+                self.num_shares += 1
             ref_counts[block] += 1
 
     def free(self, blocks: Iterable[int]) -> None:
@@ -90,6 +94,8 @@ class BlockPool:
             if left == 0:
                 self._append(block)
                 self.num_free += 1
+            else:
+                self.num_shares -= 1
 
     def priority(self, block: int) -> int:
         return self._priorities[block]
@@ -133,6 +139,7 @@ class BlockPool:
                 assert seen < self.num_blocks, "the free list does not end"
         assert seen == self.num_free == sum(count == 0 for count in self.ref_counts) - 1
         assert self.ref_counts[NULL_BLOCK] == min(self.ref_counts) == 0
+        assert self.num_shares == sum(count - 1 for count in self.ref_counts if count)
 
     def _append(self, block: int) -> None:
         priority = self._priorities[block]

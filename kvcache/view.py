@@ -67,6 +67,12 @@ class KVView:
         """Blocks the sequence held before this pass."""
         return self._manager.num_held(seq_id)
 
+    @property
+    def shared_blocks(self) -> int:
+        """Blocks that sharing saves, before this pass, until a holder ends: each block's holders but one. With a window
+        none counts, since a holder may let go of its share and go on growing."""
+        return 0 if self._manager.layout.sliding_window is not None else self._manager.pool.num_shares
+
     def prefix(self, request_id: int, hashes: Sequence[BlockHash], num_tokens: int) -> PrefixMatch:
         """What the request would find if it started now. Remembered until the cache or the request changes."""
         key = (self._manager.version, len(hashes), num_tokens)
@@ -91,18 +97,21 @@ class KVView:
         """Free before the pass, less what it reserved, and what it released. Negative if it reserved more than that."""
         return self._manager.num_free_blocks + self._balance
 
-    def blocks_to_start(self, match: PrefixMatch, num_tokens: int) -> int:
+    def blocks_to_start(self, match: PrefixMatch, num_tokens: int, *, claim: bool = True) -> int:
         """Blocks that leave the free list when a sequence with this match starts and is grown to ``num_tokens`` tokens:
-        new ones, and those of its hit that nobody holds."""
+        new ones, and those of its hit that nobody holds.
+
+        Without ``claim`` the answer holds only until somebody is paused or a window passes.
+        """
         new = max(0, -(-(num_tokens - match.num_tokens) // self.block_size))
-        ref_counts, holders, handed_back = self._manager.pool.ref_counts, self._holders, self._handed_back
-        taken = 0
-        for block in match.block_ids:
-            if block in handed_back or (ref_counts[block] == 0 and block not in holders):
-                taken += 1
-            else:
-                self._claimed.add(block)
-        return new + taken
+        held = self._held_of(match)
+        if claim:
+            self._claimed.update(held)
+        return new + match.num_blocks - len(held)
+
+    def shared_by(self, match: PrefixMatch) -> int:
+        """By how much ``shared_blocks`` grows when a sequence with this match starts."""
+        return 0 if self._manager.layout.sliding_window is not None else len(self._held_of(match))
 
     def blocks_to_grow(self, seq_id: int, num_tokens: int, num_computed: int | None = None) -> int:
         """Blocks that leave the free list when the sequence grows; see ``KVCacheManager.grow`` for the arguments.
@@ -144,6 +153,25 @@ class KVView:
             self._holders[block] = self._holders.get(block, 0) - 1
         self._balance += freed
         return freed
+
+    def would_release(self, seq_ids: Sequence[int], match: PrefixMatch) -> list[int]:
+        """What ``release`` of these sequences in turn would add to the total: after the first, the first two, ... With
+        the hit of ``match`` claimed. Changes nothing."""
+        ref_counts, claimed = self._manager.pool.ref_counts, self._claimed.union(match.block_ids)
+        let_go: dict[int, int] = {}
+        freed, totals = 0, []
+        for seq_id in seq_ids:
+            for block in self._manager.held_blocks(seq_id):
+                let_go[block] = let_go.get(block, 0) + 1
+                holders = ref_counts[block] + self._holders.get(block, 0)
+                freed += holders == let_go[block] and block not in claimed
+            totals.append(freed)
+        return totals
+
+    def _held_of(self, match: PrefixMatch) -> list[int]:
+        """Blocks of the hit that somebody holds, or holds after this pass."""
+        ref_counts, holders, handed_back = self._manager.pool.ref_counts, self._holders, self._handed_back
+        return [b for b in match.block_ids if b not in handed_back and (ref_counts[b] or b in holders)]
 
     def _is_last_holder(self, block: int) -> bool:
         """Whether the block comes free when one more holder lets go of it."""

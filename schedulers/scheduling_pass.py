@@ -54,8 +54,8 @@ class SchedulingPass:
         self.chunk_drafts: list[int] = []
         """Parallel to the plan's chunks where something drafts: draft tokens each carries. Once finished."""
         self.reserved_blocks = 0
-        """Blocks that those admitted in this pass will still need, beyond their first chunks, if they grow as long as
-        they may."""
+        """Blocks that those admitted in this pass take from the free list until their end, their first chunks included,
+        if they grow as long as they may."""
         self._chunked: list[RequestView] = []
         self._chunk_ends: list[int] = []
         """Parallel to the plan's chunks: the position behind each."""
@@ -76,7 +76,8 @@ class SchedulingPass:
 
     def pause(self, request: RequestView) -> None:
         """Plan to take a resident's blocks back. It must not be in flight and not be in the plan yet."""
-        self._promised = None
+        self._promised = self._being_computed = None
+        self.seats_left += 1
         self._paused.add(request.request_id)
         self.plan.paused_ids.append(request.request_id)
         self.kv.release(request.request_id)
@@ -102,13 +103,21 @@ class SchedulingPass:
         return self.kv.prefix(request.request_id, hashes, request.num_tokens)
 
     def is_being_computed(self, request: RequestView) -> bool:
-        """Whether the first block a waiting request would compute is the next one of a prompt in progress, or of one
-        admitted in this pass: a later pass finds it in the cache. The delay of duplicate prefixes of TensorRT-LLM."""
-        block = self._first_new_block(request, self.prefix(request).num_tokens)
+        """Whether the first block a waiting request would compute, and could find instead, is the next one of a prompt in
+        progress, or of one admitted in this pass: a later pass finds it in the cache. The delay of duplicate prefixes of
+        TensorRT-LLM. Looked up among those who run now, so nobody waits for one that is gone."""
+        found = self.prefix(request).num_tokens
+        if found // self.kv.block_size >= (request.num_tokens - 1) // self.kv.block_size:
+            return False  # a hit leaves the last token to compute: there is nothing more to find
+        block = self._first_new_block(request, found)
         if block is None:
             return False
         if self._being_computed is None:
-            unfilled = (self._first_new_block(r, r.num_computed_tokens) for r in self.table.unfilled.values())
+            unfilled = (
+                self._first_new_block(resident, resident.num_computed_tokens)
+                for resident in self.table.unfilled.values()
+                if not self.is_paused(resident.request_id)
+            )
             admitted = (self._first_new_block(r, self.prefix(r).num_tokens) for r in self.admitted)
             self._being_computed = {block for block in (*unfilled, *admitted) if block is not None}
         return block in self._being_computed
@@ -139,11 +148,8 @@ class SchedulingPass:
     def start(self, request: RequestView, num_tokens: int) -> None:
         """Make a waiting request resident with a first chunk of ``num_tokens`` behind its prefix hit."""
         match = self.prefix(request)
-        # What is found in memory is not new; what it may grow to is counted from its hit.
-        whole = max(0, self.blocks_to_end(request) - match.num_blocks)
-        first = self.kv.blocks_to_start(match, match.num_tokens + num_tokens)
-        self.kv.reserve(first, match)
-        self.reserved_blocks += max(0, whole - self.kv.blocks_for(num_tokens))
+        self.reserved_blocks += self.blocks_to_end(request) - self.kv.shared_by(match)
+        self.kv.reserve(self.kv.blocks_to_start(match, match.num_tokens + num_tokens), match)
         if self._being_computed is not None and (block := self._first_new_block(request, match.num_tokens)) is not None:
             self._being_computed.add(block)
         self._resources.reserve(request)
@@ -165,10 +171,6 @@ class SchedulingPass:
         if more > self.kv.free_blocks:
             return False
         self.kv.reserve(more)
-        if not request.is_resident:
-            whole = max(0, self.blocks_to_end(request) - self.prefix(request).num_blocks)
-            before, after = self.kv.blocks_for(size), self.kv.blocks_for(size + num_tokens)
-            self.reserved_blocks += max(0, whole - after) - max(0, whole - before)
         self._promised = None
         self.plan.chunk_tokens[row] += num_tokens
         self._chunk_ends[row] += num_tokens
@@ -208,11 +210,17 @@ class SchedulingPass:
         if self._promised is None:
             planned = dict(zip(self.plan.chunk_ids, self.plan.chunk_tokens, strict=True))
             self._promised = sum(
-                self._promise_to_resident(request, planned.get(request.request_id, 0))
+                self.promised_to(request, planned.get(request.request_id, 0))
                 for request in self.table.unfilled.values()
                 if not self.is_paused(request.request_id)
             ) + sum(self._promise_to_admitted(request, planned[request.request_id]) for request in self.admitted)
         return self._promised
+
+    def promised_to(self, resident: RequestView, planned: int = 0) -> int:
+        """Blocks that a prompt in progress still needs for its known tokens behind the next ``planned`` of them."""
+        rest = self.kv.blocks_to_grow(resident.request_id, resident.num_tokens)
+        rest -= self.kv.blocks_to_grow(resident.request_id, resident.num_computed_tokens + planned)
+        return min(rest, self.peak_blocks(resident))
 
     def peak_blocks(self, request: RequestView) -> int:
         """Most blocks a request's known tokens ever hold: with a sliding window, fewer than their number needs."""
@@ -231,11 +239,6 @@ class SchedulingPass:
         may not find it."""
         hashes, index = request.block_hashes, num_tokens // self.kv.block_size
         return hashes[index] if index < len(hashes) and request.reads_prefix_cache else None
-
-    def _promise_to_resident(self, request: RequestView, planned: int) -> int:
-        rest = self.kv.blocks_to_grow(request.request_id, request.num_tokens)
-        rest -= self.kv.blocks_to_grow(request.request_id, request.num_computed_tokens + planned)
-        return min(rest, self.peak_blocks(request))
 
     def _promise_to_admitted(self, request: RequestView, planned: int) -> int:
         reached = self.prefix(request).num_tokens + planned
