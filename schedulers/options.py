@@ -65,8 +65,9 @@ def sort_options(
         if len(owners) > 1:
             raise ConfigError(FIELD, spelled, f"{' or '.join(f'{owner}.{name}' for owner in owners)}: several have it")
         if not owners:
-            asked = [chosen[kind]] if dot else parts
-            raise ConfigError(FIELD, spelled, _whose(name, asked, known, other_owners(name)))
+            if right := [owner for owner in known if name in known[owner]]:
+                raise ConfigError(FIELD, spelled, f"{right[0]}.{name}: it is an option of {chosen[right[0]].title}")
+            raise ConfigError(FIELD, spelled, _whose(name, [chosen[kind]] if dot else parts, known, other_owners(name)))
         if name in result[owners[0]]:
             raise ConfigError(FIELD, spelled, f"{name} once; it is given twice")
         result[owners[0]][name] = value
@@ -77,7 +78,7 @@ def _whose(name: str, parts: list[Chosen], known: Mapping[str, Mapping[str, Sett
     """Why nobody takes an option of that name."""
     own = [option for part in parts for option in known[part.kind]]
     if elsewhere is not None:
-        return f"an option of {' or '.join(part.title for part in parts)}, which are chosen; {elsewhere} has this one"
+        return f"an option of {' or '.join(part.title for part in parts)}; {elsewhere} has this one, and is not chosen"
     if not own:
         return f"none: {', '.join(part.title for part in parts)} take no options"
     listed = "; ".join(f"{', '.join(known[part.kind])} of {part.title}" for part in parts if known[part.kind])
