@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from ..core.errors import ConfigError
 from ..core.request import BlockHash
 from .block_layout import BlockLayout
-from .block_pool import DEFAULT_PRIORITY, NULL_BLOCK, BlockPool, OutOfBlocks
+from .block_pool import DEFAULT_PRIORITY, MAX_PRIORITY, NULL_BLOCK, BlockPool, OutOfBlocks
 from .prefix_cache import PrefixCache, PrefixMatch
 from .sequence_blocks import SequenceBlocks
 
 __all__ = ["KVCacheManager", "OutOfBlocks", "PrefixMatch"]
+
+
+_NOTHING = PrefixMatch()
 
 
 class KVCacheManager:
@@ -25,6 +28,9 @@ class KVCacheManager:
 
     Within one plan, sequences must be freed first, then added, then grown: an ``add_sequence`` that came after
     growth could find its hit evicted by it.
+
+    A subclass may override ``retention`` to say what is lost first, and ``__init__`` if it calls this one; the counts
+    that schedulers plan with do not depend on either. It is made with the arguments of this constructor.
     """
 
     def __init__(
@@ -44,8 +50,6 @@ class KVCacheManager:
         """For reading; changed only here."""
         self.cache = PrefixCache(num_blocks)
         """For reading; changed only here."""
-        self.version = 0
-        """Rises with every change that may alter an answer of ``match_prefix``."""
         self.evictions = 0
         """Published blocks that were taken for other tokens."""
         self.resumed_prefix_queries = 0
@@ -106,18 +110,17 @@ class KVCacheManager:
         """Most blocks a sequence ever holds on its way to ``num_tokens``, computing at most ``max_chunk`` a step."""
         return self.layout.peak_blocks(num_tokens, max_chunk)
 
-    def match_prefix(self, hashes: Sequence[BlockHash], num_tokens: int) -> PrefixMatch:
+    def match_prefix(self, hashes: Sequence[BlockHash], num_tokens: int, known: PrefixMatch = _NOTHING) -> PrefixMatch:
         """What a sequence with these hashes and ``num_tokens`` known tokens would find; changes and counts nothing.
+        ``known``: an earlier answer for it that still stands, to go on from.
 
         At least the last token is left to compute, since its logits are wanted; a hit is whole blocks, so a sequence
         found entirely computes its last block again.
         """
         if not self.enable_prefix_caching:
             return PrefixMatch()
-        num_found, blocks = self._find(hashes, num_tokens)
-        ref_counts = self.pool.ref_counts
-        num_free = sum(ref_counts[block] == 0 for block in blocks)
-        return PrefixMatch(num_found * self.block_size, len(blocks), num_free, tuple(blocks))
+        num_found, blocks = self._find(hashes, num_tokens, known.block_ids)
+        return PrefixMatch(num_found * self.block_size, len(blocks), tuple(blocks))
 
     def new_blocks(self, seq_id: int, num_tokens: int) -> int:
         """Blocks that must be appended to the table for ``num_tokens`` tokens."""
@@ -145,6 +148,17 @@ class KVCacheManager:
             return len(seq_ids)
         return sum(self.blocks_to_grow(seq_id, *self.next_block(seq_id)) for seq_id in seq_ids)
 
+    # -- what is lost first
+
+    def retention(self, seq_id: int, index: int, *, found: bool) -> int:
+        """How long a sequence's block is kept once nobody holds it: 0..100, the lowest is taken first, and within one
+        number what was freed longest ago. To be overridden; it changes nothing.
+
+        ``index``: which block of the sequence, from 0. ``found``: whether the sequence found it in the cache; else its
+        own tokens have just filled it. The latest answer for a block counts.
+        """
+        return self._sequences[seq_id].priority
+
     # -- changes
 
     def add_sequence(
@@ -171,10 +185,7 @@ class KVCacheManager:
         last_step = None
         if blocks:
             self.pool.touch(blocks)
-            for block in blocks:
-                self.pool.set_priority(block, retention_priority)
             last_step = max(map(self.cache.step_of.__getitem__, blocks))
-            self.version += 1
         num_passed = num_found - len(blocks)
         self._sequences[seq_id] = SequenceBlocks(
             table=[NULL_BLOCK] * num_passed + blocks,
@@ -185,6 +196,8 @@ class KVCacheManager:
             priority=retention_priority,
             may_publish=self.enable_prefix_caching,
         )
+        for index in range(num_passed, num_found):
+            self._keep(seq_id, index, found=True)
         return num_found * self.block_size
 
     def grow(self, seq_id: int, num_tokens: int, num_computed: int | None = None) -> list[int]:
@@ -202,7 +215,6 @@ class KVCacheManager:
                 raise OutOfBlocks(needed, available)
             sequence.let_go(len(passed))
             self.pool.free(passed)
-            self.version += 1
         taken = self.pool.take(needed)
         for block in taken:
             if self.cache.hash_of[block] is not None:
@@ -237,12 +249,10 @@ class KVCacheManager:
             return
         assert stop <= len(sequence.table), f"sequence {seq_id} has no blocks for {num_tokens} tokens"
         for index in range(max(first, sequence.num_passed), stop):
-            block = sequence.table[index]
-            self.cache.publish(block, hashes[index], step)
-            self.pool.set_priority(block, sequence.priority)
+            self.cache.publish(sequence.table[index], hashes[index], step)
+            self._keep(seq_id, index, found=False)
         sequence.num_published = stop
         sequence.last_step = step if sequence.last_step is None else max(sequence.last_step, step)
-        self.version += 1
 
     def free(self, seq_id: int) -> None:
         """Let go of the sequence's blocks, last block first; what they hold can still be found until they are taken.
@@ -253,7 +263,6 @@ class KVCacheManager:
         held = sequence.held()
         held.reverse()
         self.pool.free(held)
-        self.version += 1
 
     def withdraw(self, step: int) -> list[int]:
         """Forget every hash that ``step`` or a later step published, since these steps failed.
@@ -264,7 +273,6 @@ class KVCacheManager:
         """
         for block in self.cache.withdraw(step):
             self.pool.set_priority(block, 0)
-            self.version += 1
         hit = sorted(i for i, s in self._sequences.items() if s.last_step is not None and s.last_step >= step)
         for seq_id in hit:
             self._sequences[seq_id].may_publish = False
@@ -277,7 +285,6 @@ class KVCacheManager:
             self.pool.set_priority(block, 0)
         for sequence in self._sequences.values():
             sequence.may_publish = False
-        self.version += 1
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where tables, counts, free list and hashes disagree. Costs O(blocks)."""
@@ -292,12 +299,18 @@ class KVCacheManager:
         for block, block_hash in enumerate(self.cache.hash_of):
             assert block_hash is not None or self.pool.priority(block) == 0, f"block {block} is empty but kept"
 
-    def _find(self, hashes: Sequence[BlockHash], num_tokens: int) -> tuple[int, list[int]]:
-        """Blocks found, and those of them that must be held."""
+    def _keep(self, seq_id: int, index: int, *, found: bool) -> None:
+        priority = self.retention(seq_id, index, found=found)
+        if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
+            raise ValueError(f"{type(self).__name__}.retention is {priority!r}; allowed: 0 to {MAX_PRIORITY}")
+        self.pool.set_priority(self._sequences[seq_id].table[index], priority)
+
+    def _find(self, hashes: Sequence[BlockHash], num_tokens: int, known: Sequence[int] = ()) -> tuple[int, list[int]]:
+        """Blocks found, and those of them that must be held; ``known``: the first of them, where they are known."""
         max_blocks = (num_tokens - 1) // self.block_size
         if self.layout.window_span is not None:
             return self.cache.match_window(hashes, max_blocks, self.layout.window_span)
-        blocks = self.cache.match(hashes, max_blocks)
+        blocks = self.cache.match(hashes, max_blocks, known)
         return len(blocks), blocks
 
     def _count(self, queried: int, found: int, resumed: bool) -> None:
@@ -315,4 +328,3 @@ class KVCacheManager:
     def _evict(self, block: int) -> None:
         self.cache.forget(block)
         self.evictions += 1
-        self.version += 1

@@ -4,23 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from ..core.request import BlockHash
 from .block_pool import NULL_BLOCK
 
+Change = TypeVar("Change")
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
-    """What a sequence would find in the cache now. Valid until blocks are next taken, freed, published or withdrawn."""
+    """What a sequence would find in the cache now. Valid until blocks are next taken, published or withdrawn."""
 
     num_tokens: int = 0
     """Tokens that need no computing; a multiple of the block size."""
     num_blocks: int = 0
     """Blocks the sequence would hold of them: all, or those inside the sliding window."""
-    num_free_blocks: int = 0
-    """How many of ``num_blocks`` sit in the free list and would leave it."""
     block_ids: tuple[int, ...] = field(default=(), repr=False)
     """The ``num_blocks`` blocks, in token order."""
+
+
+class Changes(Generic[Change]):
+    """The last changes of one kind, and how many there ever were, for whoever looks in from time to time."""
+
+    _MOST_KEPT = 1024
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._kept: list[Change] = []
+
+    def add(self, change: Change) -> None:
+        self.total += 1
+        self._kept.append(change)
+        if len(self._kept) >= 2 * self._MOST_KEPT:
+            del self._kept[: self._MOST_KEPT]
+
+    def add_untold(self, count: int) -> None:
+        """So many that are not listed."""
+        self.total += count
+        self._kept.clear()
+
+    def since(self, total: int) -> list[Change] | None:
+        """Those after the first ``total``; ``None`` where they are not kept any more."""
+        count = self.total - total
+        return self._kept[len(self._kept) - count :] if count <= len(self._kept) else None
 
 
 class PrefixCache:
@@ -32,6 +59,10 @@ class PrefixCache:
         self.step_of = [0] * num_blocks
         """For a block that carries a hash: the step whose micro-batch writes it."""
         self._blocks: dict[BlockHash, list[int]] = {}
+        self.lost: Changes[int] = Changes()
+        """Blocks that carry their hash no more."""
+        self.published: Changes[BlockHash] = Changes()
+        """Hashes that no block carried before."""
         self.queries = 0
         """Tokens looked up since the start."""
         self.hits = 0
@@ -47,7 +78,12 @@ class PrefixCache:
         assert self.hash_of[block] is None, f"block {block} carries a hash already"
         self.hash_of[block] = block_hash
         self.step_of[block] = step
-        self._blocks.setdefault(block_hash, []).append(block)
+        blocks = self._blocks.get(block_hash)
+        if blocks is not None:
+            blocks.append(block)
+            return
+        self._blocks[block_hash] = [block]
+        self.published.add(block_hash)
 
     def forget(self, block: int) -> bool:
         """The block's tokens are lost or not to be trusted; says whether it carried a hash."""
@@ -55,6 +91,7 @@ class PrefixCache:
         if block_hash is None:
             return False
         self.hash_of[block] = None
+        self.lost.add(block)
         blocks = self._blocks[block_hash]
         blocks.remove(block)
         if not blocks:
@@ -66,10 +103,11 @@ class PrefixCache:
         blocks = self._blocks.get(block_hash)
         return blocks[0] if blocks else None
 
-    def match(self, hashes: Sequence[BlockHash], max_blocks: int) -> list[int]:
-        """Blocks for the longest run of hashes from the first one on, ``max_blocks`` at most."""
-        found: list[int] = []
-        for index in range(min(max_blocks, len(hashes))):
+    def match(self, hashes: Sequence[BlockHash], max_blocks: int, known: Sequence[int] = ()) -> list[int]:
+        """Blocks for the longest run of hashes from the first one on, ``max_blocks`` at most; ``known``: those of the
+        first ones, where they are known."""
+        found = list(known)
+        for index in range(len(found), min(max_blocks, len(hashes))):
             blocks = self._blocks.get(hashes[index])
             if blocks is None:
                 break
@@ -103,6 +141,7 @@ class PrefixCache:
         for block in blocks:
             self.hash_of[block] = None
         self._blocks.clear()
+        self.lost.add_untold(len(blocks))
         return blocks
 
     def check_integrity(self) -> None:

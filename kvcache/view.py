@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from ..core.request import BlockHash
 from .kv_cache_manager import KVCacheManager
 from .prefix_cache import PrefixMatch
-
-_MAX_REMEMBERED = 1024
+from .prefix_memory import PrefixMemory
 
 
 class KVView:
@@ -31,7 +30,7 @@ class KVView:
         """Change of a block's holders in this pass."""
         self._claimed: set[int] = set()
         self._handed_back: set[int] = set()
-        self._matches: dict[int, tuple[tuple[int, int, int], PrefixMatch]] = {}
+        self._matches = PrefixMemory(manager)
 
     def begin_pass(self) -> None:
         """Forget the simulation; called before each scheduling pass."""
@@ -74,21 +73,12 @@ class KVView:
         return 0 if self._manager.layout.sliding_window is not None else self._manager.pool.num_shares
 
     def prefix(self, request_id: int, hashes: Sequence[BlockHash], num_tokens: int) -> PrefixMatch:
-        """What the request would find if it started now. Remembered until the cache or the request changes."""
-        key = (self._manager.version, len(hashes), num_tokens)
-        remembered = self._matches.get(request_id)
-        if remembered is not None and remembered[0] == key:
-            return remembered[1]
-        match = self._manager.match_prefix(hashes, num_tokens)
-        self._matches.pop(request_id, None)
-        if len(self._matches) >= _MAX_REMEMBERED:
-            del self._matches[next(iter(self._matches))]
-        self._matches[request_id] = key, match
-        return match
+        """What the request would find if it started now; cheap to ask again."""
+        return self._matches.match(request_id, hashes, num_tokens)
 
     def forget(self, request_id: int) -> None:
         """The request started or ended: its match is not needed any more."""
-        self._matches.pop(request_id, None)
+        self._matches.forget(request_id)
 
     # -- the running total
 

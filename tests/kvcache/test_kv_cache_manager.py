@@ -112,7 +112,7 @@ def test_tails_are_lost_before_shared_heads():
     kv.add_sequence(2, [], 12)
     assert kv.grow(2, 12) == [4, 5, tail]  # never used first, then the tail
     assert kv.evictions == 1
-    assert kv.match_prefix(hashes(range(13)), 13) == PrefixMatch(8, 2, 2, (head, middle))
+    assert kv.match_prefix(hashes(range(13)), 13) == PrefixMatch(8, 2, (head, middle))
     kv.check_integrity()
 
 
@@ -155,9 +155,9 @@ def test_matching_neither_changes_nor_counts():
     kv = KVCacheManager(10, 4)
     run_prompt(kv, 1, range(9))
     kv.free(1)
-    before = (kv.version, kv.prefix_queries, kv.prefix_hits, list(kv.pool.free_blocks()))
-    assert kv.match_prefix(hashes(range(9)), 9) == PrefixMatch(8, 2, 2, (1, 2))
-    assert (kv.version, kv.prefix_queries, kv.prefix_hits, list(kv.pool.free_blocks())) == before
+    before = (kv.cache.published.total, kv.prefix_queries, kv.prefix_hits, list(kv.pool.free_blocks()))
+    assert kv.match_prefix(hashes(range(9)), 9) == PrefixMatch(8, 2, (1, 2))
+    assert (kv.cache.published.total, kv.prefix_queries, kv.prefix_hits, list(kv.pool.free_blocks())) == before
 
 
 def test_queries_and_hits_count_resumption_apart():
@@ -194,9 +194,9 @@ def test_publishing_goes_only_as_far_as_hashes_and_tokens():
     assert len(kv.cache) == 1
     kv.publish(1, known[:2], 12, step=2)
     assert len(kv.cache) == 2
-    version = kv.version
+    before = list(kv.cache.hash_of)
     kv.publish(1, known[:2], 12, step=3)  # nothing new
-    assert kv.version == version
+    assert kv.cache.hash_of == before
     kv.publish(1, known, 12, step=4)
     assert [kv.cache.step_of[b] for b in kv.block_ids(1)] == [1, 2, 4]
 
@@ -351,7 +351,7 @@ def test_a_hit_needs_only_the_blocks_inside_the_window():
     kv.grow(2, 24)  # the null list first: 5..9, then block 1, lost for ever
     assert kv.cache.get(known[0]) is None
     match = kv.match_prefix(hashes(range(17)), 17)
-    assert match == PrefixMatch(16, 2, 2, (3, 4))
+    assert match == PrefixMatch(16, 2, (3, 4))
     assert kv.add_sequence(3, hashes(range(17)), 17) == 16
     assert kv.block_ids(3) == [0, 0, 3, 4]
     kv.check_integrity()

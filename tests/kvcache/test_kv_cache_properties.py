@@ -48,6 +48,8 @@ class Lives(RuleBasedStateMachine):
         self.lives: dict[int, Life] = {}
         self.memory: dict[tuple[int, int], tuple] = {}
         self.published: dict[int, tuple[BlockHash, int]] = {}
+        self.waiting: dict[int, tuple[list[BlockHash], int]] = {}
+        """Hashes and tokens of those who look at the cache again and again."""
         self.next_id = self.step = 0
 
     @initialize(num_blocks=st.integers(4, 10))
@@ -203,6 +205,21 @@ class Lives(RuleBasedStateMachine):
             self.forget(seq_id)
         self.kv.reset_prefix_cache()
         self.published.clear()
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=15), salt=SALTS)
+    def wait(self, tokens, salt):
+        self.waiting[2000 + len(self.waiting)] = hash_blocks(tokens, BLOCK, extra=salt), len(tokens)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def look(self, data):
+        """What is remembered of some, however long ago they looked last, is what a walk would find."""
+        for request_id in data.draw(st.sets(st.sampled_from(sorted(self.waiting)))):
+            hashes, num_tokens = self.waiting[request_id]
+            match = self.view.prefix(request_id, hashes, num_tokens)
+            assert match == self.kv.match_prefix(hashes, num_tokens)
+            assert match.num_tokens == self.expected_hit(hashes, num_tokens)
+            assert self.view.prefix(request_id, hashes, num_tokens) is match
 
     @rule(data=st.data(), always_match=st.booleans())
     def schedule(self, data, always_match):

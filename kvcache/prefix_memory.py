@@ -1,0 +1,103 @@
+"""What waiting requests would find in the prefix cache, remembered for as long as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.request import BlockHash
+from .kv_cache_manager import KVCacheManager
+from .prefix_cache import PrefixMatch
+
+_MAX_REMEMBERED = 1024
+
+
+class PrefixMemory:
+    """One walk along a request's hashes; after that a look costs what the cache has lost since, however long the match.
+
+    A match stands while none of its blocks has lost its hash and no hash that would lengthen it was published. Without
+    a window one hash can do that, the next one, and then the walk goes on from there. With a window a later run may
+    take the place of the one that was found: any hash behind it that was missing. Under the manager's lock.
+    """
+
+    def __init__(self, manager: KVCacheManager) -> None:
+        self._manager = manager
+        self._remembered: dict[int, _Remembered] = {}
+
+    def __len__(self) -> int:
+        return len(self._remembered)
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self._remembered
+
+    def match(self, request_id: int, hashes: Sequence[BlockHash], num_tokens: int) -> PrefixMatch:
+        """``KVCacheManager.match_prefix``, for a request whose hashes only ever get more."""
+        remembered = self._remembered.get(request_id)
+        if remembered is not None and remembered.num_tokens == num_tokens and remembered.num_hashes == len(hashes):
+            if remembered.lost_none(self._manager):
+                if not remembered.may_be_longer(self._manager):
+                    return remembered.match
+                known = remembered.match
+            else:
+                known = PrefixMatch()
+            match = self._manager.match_prefix(hashes, num_tokens, known)
+        else:
+            self._remembered.pop(request_id, None)
+            match = self._manager.match_prefix(hashes, num_tokens)
+        if request_id not in self._remembered and len(self._remembered) >= _MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[request_id] = _Remembered(match, hashes, num_tokens, self._manager)
+        return match
+
+    def forget(self, request_id: int) -> None:
+        """The request started or ended."""
+        self._remembered.pop(request_id, None)
+
+
+class _Remembered:
+    __slots__ = ("_blocks", "_missing", "_next", "_num_lost", "_num_published", "match", "num_hashes", "num_tokens")
+
+    def __init__(
+        self, match: PrefixMatch, hashes: Sequence[BlockHash], num_tokens: int, manager: KVCacheManager
+    ) -> None:
+        self.match, self.num_hashes, self.num_tokens = match, len(hashes), num_tokens
+        cache, size = manager.cache, manager.block_size
+        found, most = match.num_tokens // size, min(len(hashes), (num_tokens - 1) // size)
+        self._next: BlockHash | None = None
+        self._missing: frozenset[BlockHash] = frozenset()
+        if not manager.enable_prefix_caching:
+            pass
+        elif manager.layout.window_span is None:
+            self._next = hashes[found] if found < most else None
+        else:
+            self._missing = frozenset(h for h in (hashes[i] for i in range(found, most)) if cache.get(h) is None)
+        self._num_lost, self._num_published = cache.lost.total, cache.published.total
+        self._blocks: frozenset[int] | None = None
+        """Those of the match, once something was lost."""
+
+    def lost_none(self, manager: KVCacheManager) -> bool:
+        """Whether every block of the match still carries its hash; where it is not cheap to tell, no."""
+        lost = manager.cache.lost
+        if self._num_lost == lost.total or not self.match.block_ids:
+            return True
+        since = lost.since(self._num_lost)
+        if since is None or len(since) > len(self.match.block_ids):
+            return False
+        if self._blocks is None:
+            self._blocks = frozenset(self.match.block_ids)
+        if not self._blocks.isdisjoint(since):
+            return False
+        self._num_lost = lost.total
+        return True
+
+    def may_be_longer(self, manager: KVCacheManager) -> bool:
+        """Whether a hash that was missing is there now."""
+        if self._next is not None:
+            return manager.cache.get(self._next) is not None
+        published = manager.cache.published
+        if not self._missing or self._num_published == published.total:
+            return False
+        since = published.since(self._num_published)
+        if since is None or not self._missing.isdisjoint(since):
+            return True
+        self._num_published = published.total
+        return False
