@@ -91,7 +91,7 @@ def make(factory: Callable[..., Any], base: type[Any], field: str, name: str, *a
     except Exception as error:
         raise ConfigError(field, name, f"something that can be made; it raised {error!r}") from error
     if not isinstance(made, base):
-        raise ConfigError(field, name, f"what makes a {base.__name__}; it made {made!r}")
+        raise ConfigError(field, name, f"what makes one of {base.__name__}; it made {made!r}")
     return made
 
 
