@@ -32,26 +32,6 @@ class RoundTrip:
     """Tokens up to which a step hardly takes longer; see ``CostFit.knee``."""
 
 
-class _Way:
-    """How long something takes that is seen now and then, and at other times only bounded."""
-
-    def __init__(self) -> None:
-        self._fit = CostFit()
-        self._bound: float | None = None
-        """The least bound, while nothing better is known."""
-
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        self._fit.observe(num_tokens, 0, seconds)
-
-    def observe_at_most(self, num_tokens: int, seconds: float) -> None:
-        self._fit.observe_at_most(num_tokens, 0, seconds)
-        self._bound = seconds if self._bound is None else min(seconds, self._bound)
-
-    def near(self, num_tokens: float) -> list[LinearCost]:
-        """The one cost, or nothing."""
-        return self._fit.near(num_tokens) or ([] if self._bound is None else [LinearCost(self._bound, 0.0)])
-
-
 class PipelineTiming:
     """Under the state lock; schedulers read it (``TimingView``)."""
 
@@ -62,9 +42,9 @@ class PipelineTiming:
         self._steps = CostFit(num_stages)
         self._prompts = CostFit()
         """The slowest stage in steps of prompts: a chunk reads its history once, a row of decodes each its own."""
-        self._link = _Way()
+        self._link = CostFit()
         """From one stage to the next: the mean over those where it can be told."""
-        self._back = _Way()
+        self._back = CostFit()
         """From the last stage to the first: result, books, next push, or the feedback of tokens."""
         self._before: Spans = ()
         self._last_of_queue: dict[int, tuple[int, float]] = {}
@@ -84,29 +64,29 @@ class PipelineTiming:
             self._steps.observe(plan.num_tokens, plan.context_tokens, *seconds)
             if len(plan.decode_ids) <= plan.num_tokens * _MOSTLY_PROMPTS:
                 self._prompts.observe(plan.num_tokens, plan.context_tokens, max(seconds))
-            if before:
-                self._observe_ways(plan, spans, before)
+            self._observe_ways(plan, spans, before or [(0.0, -math.inf)] * self._num_stages)
         self.num_steps += 1
         first = plan.decode_ids[0] if len(plan.decode_ids) else -1
         self._last_of_queue[plan.queue] = first, spans[-1][1]
 
     def _observe_ways(self, plan: StepPlan, spans: Spans, before: Spans) -> None:
-        """A stage computes one step after the other, so a gap tells of the way only where the next stage was free when
-        the step was sent to it; else the way took no longer than that. That a stage began later than it was free says
-        nothing: real ones take a moment between two steps that wait before them."""
+        """A stage computes one step after the other, so a gap tells of the way only where the next stage stood idle for
+        most of it; else the way took no longer than that. That a stage stood idle for a moment says nothing: real ones
+        need one between two steps that wait before them."""
         tokens, gaps, idle = plan.num_tokens, list[float](), list[float]()
         for stage in range(1, self._num_stages):
-            sent = spans[stage - 1][1]
-            (idle if sent >= before[stage][1] else gaps).append(max(0.0, spans[stage][0] - sent))
+            gap, stood = spans[stage][0] - spans[stage - 1][1], spans[stage][0] - before[stage][1]
+            (idle if 2.0 * stood > gap else gaps).append(max(0.0, gap))
         if idle:
-            self._link.observe(tokens, sum(idle) / len(idle))
+            self._link.observe(tokens, 0, sum(idle) / len(idle))
         elif gaps:
-            self._link.observe_at_most(tokens, min(gaps))
+            self._link.observe_at_most(tokens, 0, min(gaps))
         first, ended = self._last_of_queue.get(plan.queue, (-1, 0.0))
         if len(plan.decode_ids) and first == plan.decode_ids[0]:
             # The same decodes again, which waited for nothing but their tokens.
-            observe = self._back.observe if ended >= before[0][1] else self._back.observe_at_most
-            observe(tokens, max(0.0, spans[0][0] - ended))
+            gap, stood = spans[0][0] - ended, spans[0][0] - before[0][1]
+            observe = self._back.observe if 2.0 * stood > gap else self._back.observe_at_most
+            observe(tokens, 0, max(0.0, gap))
 
     def restart(self) -> None:
         """The stages are new, and their clocks may be: no step of theirs follows one of the old ones."""

@@ -116,7 +116,7 @@ def test_new_stages_do_not_follow_the_old_ones() -> None:
         line.home[0] = round_ * 10.0
         line.timing.restart()
         line.step(0, 8)
-    assert around(line, 8) == pytest.approx(2 * (5e-3 + 8e-4), rel=0.05)
+    assert around(line, 8) == pytest.approx(2 * (5e-3 + 8e-4) + 1e-3, rel=0.05)
 
 
 def test_waiting_for_new_requests_is_no_way_back() -> None:
