@@ -27,6 +27,7 @@ from ..schedulers.limits import Limits
 from .booking import book, carry_out_moves
 from .delta import Delta
 from .plan_check import check_plan
+from .plan_form import take_in
 from .retirement import InFlight, Retired, advance, check_result
 
 _MAX_EMPTY_PLANS = 64
@@ -130,6 +131,7 @@ class EngineCore:
             except ResourceError as broken:
                 self._fail_asked(broken, now)
                 continue
+            plan = take_in(plan, self.scheduler_name)
             self._check(plan)
             for request_id in plan.paused_ids:
                 self.pause(self.table[request_id], now)
@@ -161,13 +163,13 @@ class EngineCore:
             return self.scheduler.schedule(now, self.table, self.view)
         except ResourceError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}") from error
 
     def _tell_scheduler(self, tell: Callable[..., None], *what: Any) -> None:
         try:
             tell(*what)
-        except Exception as error:  # noqa: BLE001 - somebody else's code; the engine ends with it
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code; the engine ends with it
             if self._scheduler_error is None:
                 self._scheduler_error = SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}")
                 self._scheduler_error.__cause__ = error
@@ -240,7 +242,7 @@ class EngineCore:
     def _fail_head(self, now: float) -> None:
         head = min(self._unparked(), key=lambda r: r.request_id)
         lacking = None if head.is_resident else self.resources.shortage(head)
-        if head.is_resident:
+        if head.is_resident or (lacking is None and self._would_fit(head)):
             cause, advice = f"scheduler {self.scheduler_name} runs nobody", "take another scheduler"
         elif lacking is not None:
             cause, advice = f"resource {lacking} has too little for it", "make the resource larger"
@@ -251,6 +253,10 @@ class EngineCore:
             )
             advice = "raise num_kv_blocks or lower max_tokens"
         self.fail(head, CapacityError(f"request {head.external_id} can never run: {cause}; {advice}"), now)
+
+    def _would_fit(self, request: Request) -> bool:
+        """Whether the cache has room for all it may grow to, which any capacity policy is content with."""
+        return self.kv.peak_blocks(request.max_total_tokens, request.max_total_tokens) <= self.kv.num_free_blocks
 
     # -- retirement
 
