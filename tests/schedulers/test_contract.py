@@ -1,0 +1,122 @@
+"""What every scheduler owes, whatever it is made of: each preset and each ordering x capacity x micro-batch.
+
+Random lives run through the real books with stages that compute inline. After every action the books are checked
+against each other, every plan against the limits, the blocks it takes against those that were predicted, and every
+decision against what its capacity promises (``ContractDriver``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from llm_engine.core.outputs import FinishReason
+from llm_engine.schedulers.registry import SCHEDULERS
+from tests.engine.test_core_properties import prompts
+from tests.schedulers.lives import arrive, check_ends, live, lives, make_driver, mortal_lives, shapes, wishes
+from tests.schedulers.triples import TRIPLES, ContractDriver, Triple, kept_by, random_examples
+
+MAX_KEPT = 150
+"""Entries of everything a scheduler keeps when nobody is left: means of the last few, turns by queue."""
+every_triple = pytest.mark.parametrize("triple", TRIPLES, ids=str)
+
+
+def quick_and_slow(quick: int, slow: int) -> Any:
+    """So many examples for each; the slow marker runs many."""
+    many = pytest.param(slow, marks=pytest.mark.slow, id="many")
+    return pytest.mark.parametrize("examples", [pytest.param(quick, id="quick"), many])
+
+
+def check_all(driver: ContractDriver, aborted: set[int]) -> None:
+    check_ends(driver, aborted)
+    driver.check_waits()
+    requests, entries = kept_by(driver.core.scheduler)
+    assert not requests, "it remembers requests that ended"
+    assert entries <= MAX_KEPT, "it remembers more than a few"
+
+
+@every_triple
+@quick_and_slow(6, 150)
+def test_any_life_ends_right(triple: Triple, examples: int) -> None:
+    def check(shape: dict[str, Any], todo: list[Any]) -> None:
+        driver = make_driver(triple, **shape)
+        check_all(driver, live(driver, todo))
+
+    random_examples(triple, examples, check, shapes, lives)
+
+
+@every_triple
+@quick_and_slow(4, 100)
+def test_any_life_with_stages_that_die_ends_right(triple: Triple, examples: int) -> None:
+    def check(shape: dict[str, Any], todo: list[Any]) -> None:
+        driver = make_driver(triple, **shape)
+        check_all(driver, live(driver, todo))
+
+    random_examples(triple, examples, check, shapes, mortal_lives)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+@quick_and_slow(6, 150)
+def test_any_life_under_a_registered_scheduler_ends_right(name: str, examples: int) -> None:
+    def check(shape: dict[str, Any], todo: list[Any]) -> None:
+        driver = make_driver(name, **shape)
+        check_all(driver, live(driver, todo))
+
+    random_examples(name, examples, check, shapes, lives)
+
+
+@every_triple
+@quick_and_slow(4, 100)
+def test_everybody_who_fits_alone_is_served_from_a_tight_pool(triple: Triple, examples: int) -> None:
+    """The pool holds the largest request alone and no more, so the others must take turns. Where only requests are
+    counted it holds as many as may be resident."""
+
+    def check(shape: dict[str, Any], asked: list[Any]) -> None:
+        size, seats = shape["block_size"], shape["max_num_seqs"] if triple.capacity == "max-requests" else 1
+        blocks = seats * max(-(-(len(prompt) + count - 1) // size) for prompt, count, _ in asked)
+        driver = make_driver(triple, **{**shape, "num_tokens": size * blocks, "window": None})
+        for prompt, count, wish in asked:
+            arrive(driver, prompt, count, {**wish, "stop_ids": (), "within": None})
+        driver.run()
+        assert all(outcome.reason is FinishReason.LENGTH for outcome in driver.outcomes.values())
+        check_all(driver, set())
+
+    some = st.lists(st.tuples(prompts, st.integers(1, 10), wishes), min_size=2, max_size=8)
+    random_examples(triple, examples, check, shapes, some)
+
+
+@every_triple
+@quick_and_slow(3, 60)
+def test_nobody_starves_under_a_stream(triple: Triple, examples: int) -> None:
+    """Arrivals as fast as they are served, for a long while; everybody's wait is bounded by those it waited beside."""
+
+    def check(shape: dict[str, Any], stream: list[Any], steps: int, lag: int) -> None:
+        driver = make_driver(triple, **{**shape, "num_tokens": max(40, shape["num_tokens"])})
+        for prompt, count, wish in stream:
+            arrive(driver, prompt, count, {**wish, "within": None})
+            for _ in range(steps):
+                driver.schedule()
+                if len(driver.results) > lag:
+                    driver.retire()
+        driver.run()
+        check_all(driver, set())
+
+    stream = st.lists(st.tuples(prompts, st.integers(1, 10), wishes), min_size=20, max_size=40)
+    random_examples(triple, examples, check, shapes, stream, st.integers(2, 8), st.integers(0, 4))
+
+
+@every_triple
+def test_nothing_is_kept_of_those_who_ended(triple: Triple) -> None:
+    """However many they were, each with a tenant of its own."""
+    driver = ContractDriver(triple, num_blocks=200, max_num_seqs=32, max_num_batched_tokens=64, num_queues=2)
+    for number in range(500):
+        driver.add([number % 90, 1], 2, tenant=f"tenant {number}")
+        if number % 20 == 0:
+            driver.abort(number)
+            driver.step()
+    driver.run()
+    requests, entries = kept_by(driver.core.scheduler)
+    assert not requests
+    assert entries <= MAX_KEPT, entries
