@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.config import EngineConfig
-from ..core.errors import SchedulerError
+from ..core.errors import ConfigError, SchedulerError
 from ..kvcache.registry import check_resources, find_kv_cache_manager, make_resources
 from ..kvcache.resources import BaseResourceManager, ResourceManager
 from ..schedulers.base import Scheduler
@@ -17,12 +17,19 @@ MOST_QUEUES = 1 << 16
 
 
 def make_limits(config: EngineConfig, block_size: int, *, on_cuda: bool) -> Limits:
-    """What every micro-batch respects, with the defaults of the device."""
+    """What every micro-batch respects, with the defaults of the device. Raises ``ConfigError`` for a chunk unit or a
+    number of rows that the token budget has no room for; a default is fitted to it."""
     settings = config.scheduler
+    budget = settings.max_num_batched_tokens or (2048 if on_cuda else 512)
+    for name in ("chunk_unit", "max_micro_batch_seqs"):
+        value = getattr(settings, name)
+        if value is not None and value > budget:
+            default = "" if settings.max_num_batched_tokens else ", the default here"
+            raise ConfigError(name, value, f"at most max_num_batched_tokens, {budget}{default}")
     return Limits(
         max_num_seqs=settings.max_num_seqs,
-        max_micro_batch_seqs=settings.max_micro_batch_seqs or settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens or (2048 if on_cuda else 512),
+        max_micro_batch_seqs=settings.max_micro_batch_seqs or min(settings.max_num_seqs, budget),
+        max_num_batched_tokens=budget,
         chunk_unit=settings.chunk_unit or block_size,
         long_prefill_token_threshold=settings.long_prefill_token_threshold,
     )

@@ -29,8 +29,9 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
         refuse(f"{len(plan.chunk_ids)} chunk ids with {len(plan.chunk_tokens)} token counts")
     if plan.num_rows > limits.max_micro_batch_seqs:
         refuse(f"{plan.num_rows} rows, max_micro_batch_seqs is {limits.max_micro_batch_seqs}")
-    if plan.num_tokens > limits.max_num_batched_tokens:
-        refuse(f"{plan.num_tokens} tokens, max_num_batched_tokens is {limits.max_num_batched_tokens}")
+    num_tokens = plan.num_tokens + limits.num_draft_tokens * len(plan.decode_ids)
+    if num_tokens > limits.max_num_batched_tokens:
+        refuse(f"{num_tokens} tokens, max_num_batched_tokens is {limits.max_num_batched_tokens}")
     seen: set[int] = set(plan.paused_ids)
     if len(seen) != len(plan.paused_ids):
         refuse("a request is paused twice")
