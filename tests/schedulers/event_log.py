@@ -35,8 +35,6 @@ def event_log(seed: int, length: int = 160) -> list[Any]:
             case number if number < 9:
                 tail = [rng.randrange(97) for _ in range(rng.randrange(6))]
                 prompt = rng.choice(FAMILIES)[: rng.randint(1, 12)] + tail
-                    rng.randrange(97) for _ in range(rng.randrange(6))
-                ]
                 wish = {
                     "stop_ids": rng.choice([(), tuple(range(0, 97, 9))]), "salt": rng.choice([None, None, "salt"]),
                     "priority": rng.choice([-1, 0, 0, 3]), "tenant": rng.choice([None, "ann", "bob", "cy", "dan"]),
