@@ -24,7 +24,7 @@ from ..metrics.engine_metrics import BooksSample, EngineMetrics
 from ..metrics.step_trace import StepTrace
 from ..schedulers.limits import Limits
 from ..schedulers.registry import find_scheduler
-from .assembly import make_core
+from .assembly import make_core, make_limits
 from .executors.base import Executor, ExecutorInfo
 from .threads.delivery_thread import DeliveryThread
 from .threads.output_thread import OutputThread
@@ -188,6 +188,7 @@ class _StateMaker:
         self._config, self._num_stages, self._on_cuda = config, num_stages, on_cuda
         self._resources = [*make_resources(config.scheduler.resources), *resources]
         self._make_scheduler = find_scheduler(config.scheduler, num_stages)
+        make_limits(config, 1, on_cuda=on_cuda)  # what cannot be is refused before anything is loaded
         self.info: ExecutorInfo | None = None
 
     def __call__(self, info: ExecutorInfo) -> EngineState:
