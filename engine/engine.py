@@ -8,7 +8,7 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future
 
 from prometheus_client import CollectorRegistry
@@ -107,6 +107,13 @@ class Engine:
     def kv(self) -> KVCacheManager:
         """For its constants and pure estimates; its books belong to the state lock."""
         return self.state.core.kv
+
+    @property
+    def knows(self) -> Container[str] | None:
+        """Of ``priority``, ``deadline_ms`` and ``tenant``, what the scheduler goes by; ``None``: it does not say."""
+        scheduler = self.state.core.scheduler
+        knows: Container[str] | None = getattr(getattr(scheduler, "ordering", scheduler), "knows", None)
+        return knows
 
     @property
     def dead_cause(self) -> EngineDeadError | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from ..core.request import Request, RequestId
 from ..core.sampling_params import SamplingParams
 from ..kvcache.block_hash import extra_key, hash_blocks
 from ..kvcache.kv_cache_manager import KVCacheManager
+from ..schedulers.registry import orderings_that_know
 from ..workers.model_engine import ModelInfo
 from .delta import Sink
 from .tokenizer import Tokenizer
@@ -22,16 +24,29 @@ Prompt = str | Sequence[int]
 Text = TypeVar("Text")
 Ids = TypeVar("Ids")
 _MASK = 2**64 - 1
+MAX_PRIORITY = 2**31
+MAX_TENANT_CHARACTERS = 256
 
 
 class InputProcessor:
-    """Any thread may call it; raises before anything reaches the engine."""
+    """Any thread may call it; raises before anything reaches the engine.
+
+    ``knows``: which of ``priority`` and ``deadline_ms`` the scheduler goes by; a request that brings another one is
+    refused. ``None``: it does not say, and whatever a request brings is handed on.
+    """
 
     def __init__(
-        self, model: ModelInfo, kv: KVCacheManager, tokenizer: Tokenizer | None, *, max_chunk: int, seed: int
+        self,
+        model: ModelInfo,
+        kv: KVCacheManager,
+        tokenizer: Tokenizer | None,
+        *,
+        max_chunk: int,
+        seed: int,
+        knows: Container[str] | None = None,
     ) -> None:
         self._model, self._tokenizer, self._seed = model, tokenizer, seed
-        self._kv, self._max_chunk = kv, max_chunk
+        self._kv, self._max_chunk, self._knows = kv, max_chunk, knows
         self._eos = frozenset(model.eos_token_ids)
         self._lock = threading.Lock()
         self._next_id = 0
@@ -44,6 +59,7 @@ class InputProcessor:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        deadline_ms: float | None = None,
         tenant: str | None = None,
         adapter_id: str | None = None,
         cache_salt: str | None = None,
@@ -58,8 +74,8 @@ class InputProcessor:
         token_ids = self._token_ids(prompt)
         max_total = self._max_total_tokens(len(token_ids), params)
         self._check_params(params)
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise InvalidParamsError("priority", priority, "a whole number")
+        self._check_urgency(priority, deadline_ms)
+        _check_tenant(tenant)
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
         bad_words: list[list[int]] = []
         if params.bad_words and self._tokenizer is not None:
@@ -83,6 +99,7 @@ class InputProcessor:
                 seed=seed & _MASK,
                 choice_index=index,
                 priority=priority,
+                deadline=None if deadline_ms is None else arrival + deadline_ms / 1000,
                 tenant=tenant,
                 adapter_id=adapter_id,
                 cache_salt=cache_salt,
@@ -92,6 +109,19 @@ class InputProcessor:
             )
             for index in range(params.n)
         ]
+
+    def _check_urgency(self, priority: Any, deadline_ms: Any) -> None:
+        if not _is_number(priority, int) or abs(priority) > MAX_PRIORITY:
+            raise InvalidParamsError("priority", priority, f"a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
+        most = sys.float_info.max
+        if deadline_ms is not None and not (_is_number(deadline_ms, int | float) and 0 < deadline_ms <= most):
+            raise InvalidParamsError("deadline_ms", deadline_ms, "a finite number of milliseconds above 0")
+        for field, value, otherwise in (("priority", priority or None, "0"), ("deadline_ms", deadline_ms, "none")):
+            if value is not None and self._knows is not None and field not in self._knows:
+                those = ", ".join(orderings_that_know(field))
+                raise InvalidParamsError(
+                    field, value, f"{otherwise}, since the ordering in use does not go by it (those that do: {those})"
+                )
 
     def _take_ids(self, count: int) -> int:
         with self._lock:
@@ -158,6 +188,18 @@ class InputProcessor:
         for name in ("stop", "bad_words"):
             if getattr(params, name) and self._tokenizer is None:
                 raise InvalidParamsError(name, getattr(params, name), "none: this engine has no tokenizer")
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_tenant(tenant: str | None) -> None:
+    if tenant is None:
+        return
+    if not 1 <= len(tenant) <= MAX_TENANT_CHARACTERS:
+        raise InvalidParamsError("tenant", tenant, f"a text of 1 to {MAX_TENANT_CHARACTERS} characters")
+    _encodable("tenant", tenant, str.encode)
 
 
 def _encodable(field: str, text: Text, encode: Callable[[Text], Ids]) -> Ids:

@@ -36,7 +36,11 @@ class RequestOptions(TypedDict, total=False):
     request_id: str | None
     """Shown in its outputs; made up when absent."""
     priority: int
+    """Lower goes first, where the ordering knows priorities; another one takes 0 only."""
+    deadline_ms: float | None
+    """From now until its last token should be there, where the ordering knows deadlines; another one takes none."""
     tenant: str | None
+    """On whose behalf; some orderings share out by it."""
     adapter_id: str | None
     cache_salt: str | None
     """Requests share cached prefixes only with requests of the same salt."""
@@ -103,6 +107,7 @@ class LLM:
             self.tokenizer,
             max_chunk=self._engine.limits.max_num_batched_tokens,
             seed=self.config.model.seed,
+            knows=self._engine.knows,
         )
 
     # -- asking
@@ -114,6 +119,8 @@ class LLM:
         use_tqdm: bool = True,
         *,
         priority: int = 0,
+        deadline_ms: float | None = None,
+        tenant: str | None = None,
     ) -> list[RequestOutput]:
         """Answer one or many prompts (texts or token ids); outputs in the order of the prompts.
 
@@ -121,7 +128,8 @@ class LLM:
         Raises ``InvalidParamsError`` before anything is submitted, ``EngineDeadError`` if the engine dies.
         """
         many = _as_list(prompts)
-        return self._run(many, self._params_for(many, sampling_params, {}), use_tqdm, priority)
+        of_all = RequestOptions(priority=priority, deadline_ms=deadline_ms, tenant=tenant)
+        return self._run(many, self._params_for(many, sampling_params, {}), use_tqdm, of_all)
 
     def chat(
         self,
@@ -130,6 +138,8 @@ class LLM:
         use_tqdm: bool = True,
         *,
         priority: int = 0,
+        deadline_ms: float | None = None,
+        tenant: str | None = None,
         **template: Any,
     ) -> list[RequestOutput]:
         """Answer one or many conversations through the chat template; ``template`` goes to ``render_chat``.
@@ -139,7 +149,8 @@ class LLM:
         first = messages[0] if isinstance(messages, Sequence) and messages else None
         many = cast(Any, messages if isinstance(first, Sequence) and not isinstance(first, str) else [messages])
         prompts: list[Prompt] = [self.render_chat(conversation, **template) for conversation in many]
-        return self._run(prompts, self._params_for(prompts, sampling_params, {"max_tokens": None}), use_tqdm, priority)
+        of_all = RequestOptions(priority=priority, deadline_ms=deadline_ms, tenant=tenant)
+        return self._run(prompts, self._params_for(prompts, sampling_params, {"max_tokens": None}), use_tqdm, of_all)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **request: Unpack[RequestOptions]
@@ -258,12 +269,11 @@ class LLM:
             raise
 
     def _run(
-        self, prompts: list[Prompt], params: list[SamplingParams], use_tqdm: bool, priority: int
+        self, prompts: list[Prompt], params: list[SamplingParams], use_tqdm: bool, of_all: RequestOptions
     ) -> list[RequestOutput]:
         sink = QueueSink()
         collectors = [
-            self._collector(prompt, one, sink, False, {"priority": priority})
-            for prompt, one in zip(prompts, params, strict=True)
+            self._collector(prompt, one, sink, False, of_all) for prompt, one in zip(prompts, params, strict=True)
         ]
         by_id = {request_id: collector for collector in collectors for request_id in collector.request_ids}
         self._submit(collectors)

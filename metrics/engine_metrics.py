@@ -69,7 +69,7 @@ class FinishedSample:
     """A request that ended, for ``record_finished``."""
 
     reason: str
-    """A ``FinishReason``."""
+    """A ``FinishReason``, or ``shed``."""
     e2e_seconds: float
     """From arrival."""
 
@@ -151,7 +151,9 @@ class EngineMetrics:
         self._pipeline = PipelineMetrics(num_stages, clock)
         self._prompt_tokens = 0
         self._generation_tokens = 0
-        self._finished: defaultdict[str, int] = defaultdict(int, {"stop": 0, "length": 0, "abort": 0, "error": 0})
+        self._finished: defaultdict[str, int] = defaultdict(
+            int, {"stop": 0, "length": 0, "abort": 0, "error": 0, "shed": 0}
+        )
         self._rejected: defaultdict[str, int] = defaultdict(int, {"queue_full": 0, "capacity": 0, "invalid": 0})
         self._families = families_of(registry)
         self.engine = ""

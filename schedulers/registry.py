@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,6 +81,16 @@ MEMBERS = ("add", "abort", "schedule", "update", "has_work")
 """What every scheduler has."""
 
 SchedulerFactory = Callable[[Limits, ResourceManager | None], Scheduler]
+
+
+def orderings_that_know(field: str) -> list[str]:
+    """The orderings that go by this field of a request, for one who brought it to another."""
+    found = []
+    for name in ORDERINGS.names():
+        with contextlib.suppress(ConfigError):  # somebody else's, which cannot be imported
+            if field in getattr(ORDERINGS.get(name), "knows", ()):
+                found.append(name)
+    return found
 
 
 def scheduler_name(config: SchedulerConfig) -> str:

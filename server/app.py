@@ -22,6 +22,7 @@ from .generation import Generations
 from .http_errors import RETRY_AFTER_S, ApiError, api_error, first_line
 from .protocol import ChatRequest, CompletionRequest, parse
 from .sampling import chat_params, chat_spelling, completion_params
+from .tenants import tenant_of
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
@@ -61,7 +62,8 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
         params, prompts = completion_params(asked, llm.default_sampling), asked.prompts()
         shape = CompletionFormat(asked, vocabulary)
         sock = request.environ["gunicorn.socket"]
-        return generations.answer(sock, asked, prompts, params, shape, names[0], {})
+        tenant = tenant_of(asked.user, request.headers.get("Authorization"))
+        return generations.answer(sock, asked, prompts, params, shape, names[0], {}, tenant)
 
     @app.post("/v1/chat/completions")
     def chat_completions() -> Response:
@@ -80,7 +82,8 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
         )
         shape = ChatFormat(asked, vocabulary)
         sock = request.environ["gunicorn.socket"]
-        return generations.answer(sock, asked, [prompt], params, shape, names[0], spelled)
+        tenant = tenant_of(asked.user, request.headers.get("Authorization"))
+        return generations.answer(sock, asked, [prompt], params, shape, names[0], spelled, tenant)
 
     @app.get("/v1/models")
     def models() -> Response:

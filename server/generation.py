@@ -49,8 +49,11 @@ class Generations:
         shape: Format,
         model: str,
         spelled: dict[str, str],
+        tenant: str | None,
     ) -> Response:
         """Run the prompts and answer as asked. Raises ``ApiError``; the engine's errors become one.
+
+        ``spelled``: the engine's names of fields that this request spells otherwise.
 
         A streamed answer begins with its first token: what goes wrong before has its own HTTP status.
         """
@@ -67,7 +70,8 @@ class Generations:
                         params,
                         request_id=envelope.id if len(prompts) == 1 else f"{envelope.id}-{position}",
                         priority=request.priority or 0,
-                        tenant=request.user,
+                        deadline_ms=request.deadline_ms,
+                        tenant=tenant,
                         cache_salt=request.cache_salt,
                     )
                     running.callback(stream.cancel)
@@ -86,7 +90,7 @@ class Generations:
                     return _json(envelope.whole([stream.result() for stream in streams]))
                 first = list(itertools.islice(parts, 1))
             except EngineError as error:
-                raise api_error(error, spelled) from error
+                raise api_error(error, {"tenant": "user", **spelled}) from error
             events = _events(envelope, itertools.chain(first, parts))
             response = Response(events, mimetype="text/event-stream", headers=_SSE_HEADERS)
             # The server closes the response whether or not it got to read it, which a generator would not notice.

@@ -65,6 +65,7 @@ class GenerationRequest(_Fields):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     priority: int | None = None
+    deadline_ms: float | None = None
     user: str | None = None
     cache_salt: str | None = None
     request_id: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...core.cost_model import StepShape
+from ...core.errors import RequestShedError
 from ...core.outputs import FinishReason
 from ...core.request import RequestEvent
 from ...core.step import StepResult, TokenLogprobs
@@ -101,6 +102,6 @@ def record_step(metrics: EngineMetrics, retired: Retired, stats: StepStats) -> N
 
 
 def record_finished(metrics: EngineMetrics, delta: Delta) -> None:
-    """Tell the metrics of one request's end."""
-    reason = delta.finish_reason or FinishReason.ERROR
-    metrics.record_finished(FinishedSample(reason.value, delta.at - delta.request.arrival))
+    """Tell the metrics of one request's end. Shedding is a decision, not a fault: it is counted by itself."""
+    reason = "shed" if isinstance(delta.error, RequestShedError) else (delta.finish_reason or FinishReason.ERROR).value
+    metrics.record_finished(FinishedSample(reason, delta.at - delta.request.arrival))

@@ -107,7 +107,7 @@ class DeadlineOrdering(KeyedOrdering):
 
     def _reason(self, request: RequestView, now: float) -> str:
         assert request.deadline is not None
-        asked = f"deadline_ms {(request.deadline - request.arrival) * 1000:.0f}"
+        asked = f"deadline_ms {(request.deadline - request.arrival) * 1000:g}"
         if request.deadline < now:
             return f"{asked} passed while it waited"
         left, needed = request.deadline - now, self._pace.seconds_for(request)

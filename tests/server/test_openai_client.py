@@ -170,7 +170,7 @@ def test_vllms_fields_are_taken(client: openai.OpenAI) -> None:
     extra = {"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 4, "allowed_token_ids": [5, 6, 7]}
     answer = client.completions.create(
         model="demo", prompt="Once", max_tokens=4, logprobs=0, logit_bias={"6": 100},
-        extra_body={**extra, "priority": 3, "cache_salt": "s", "ignore_eos": True, "unknown_field": {"a": 1}},
+        extra_body={**extra, "priority": 0, "cache_salt": "s", "ignore_eos": True, "unknown_field": {"a": 1}},
     )  # fmt: skip
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 4
