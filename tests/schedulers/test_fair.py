@@ -510,7 +510,7 @@ sizes = st.lists(st.tuples(st.integers(1, 10), st.integers(1, 8)), min_size=12, 
 def test_while_both_wait_two_tenants_never_drift_apart(
     shape: dict[str, int], greedy: list[tuple[int, int]], modest: list[tuple[int, int]], weight: float
 ) -> None:
-    """The bound of the paper's theorem 4.4: twice the larger of a prompt and of what the residents may still be given."""
+    """The paper's bound: twice the larger of a prompt and of what the residents may still be given."""
     driver = CoreDriver(**shape, preset="fair", parts={"scheduler_options": {"weights": f"b={weight}"}}, caching=False)
     for prompt, answer in greedy * 3:
         driver.add([1] * prompt, answer, tenant="a")
