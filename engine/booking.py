@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.errors import SchedulerError
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from .core import EngineCore
 
 
-def book(core: EngineCore, plan: StepPlan, now: float) -> list[Request]:
+def book(core: EngineCore, plan: StepPlan, now: float, most_found: Mapping[int, int]) -> list[Request]:
     """Fill in the plan's booking columns and move the books to where the step will have brought them; returns the
     requests in the order of ``plan.sampled_ids``. Decode rows stand in the order of the queue's.
+
+    ``most_found``: of newcomers by request id, tokens of the hit that their plan counted on, where the cache may hold
+    more of their prefix by now. A longer hit would take more free blocks than were counted.
 
     Under the state lock. Raises ``SchedulerError`` where the plan needs more blocks than are free; what was booked
     before that stays consistent, and the engine ends with the error.
@@ -25,8 +28,8 @@ def book(core: EngineCore, plan: StepPlan, now: float) -> list[Request]:
     # The order the prediction assumes: newcomers hold their hits before anybody's growth can evict them.
     newcomers = {row: core.table[i] for row, i in enumerate(plan.chunk_ids) if not core.table[i].is_resident}
     for row, request in newcomers.items():
-        cached = _hold(core, plan, request, now)
-        # A pause of this very plan may have published more of its prefix than the scheduler could count on.
+        cached = _hold(core, plan, request, most_found.get(request.request_id, request.num_tokens), now)
+        # A policy of somebody else's may not have counted on the hit.
         plan.chunk_tokens[row] = min(plan.chunk_tokens[row], request.num_tokens - cached)
     for row, request in newcomers.items():
         reached = request.num_computed_tokens + plan.chunk_tokens[row]
@@ -101,12 +104,12 @@ def _grow(core: EngineCore, plan: StepPlan, request: Request, num_tokens: int) -
         plan.grown_blocks.append(block)
 
 
-def _hold(core: EngineCore, plan: StepPlan, request: Request, now: float) -> int:
+def _hold(core: EngineCore, plan: StepPlan, request: Request, most_found: int, now: float) -> int:
     """Make a newcomer resident, with its prefix hit and a slot; returns the tokens of the hit."""
     resumed = request.num_preemptions > 0
     cached = core.kv.add_sequence(
         request.request_id,
-        request.block_hashes,
+        request.block_hashes[: most_found // core.kv.block_size],
         request.num_tokens,
         read_prefix=request.reads_prefix_cache,
         resumed=resumed,

@@ -10,10 +10,10 @@ callers never see them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..core.errors import CapacityError, RequestFailedError, RequestShedError, SchedulerError
+from ..core.errors import RequestFailedError, RequestShedError, SchedulerError
 from ..core.outputs import FinishReason
 from ..core.request import Request, RequestEvent, RequestState
 from ..core.request_table import RequestTable
@@ -29,6 +29,7 @@ from .delta import Delta
 from .plan_check import check_plan
 from .plan_form import take_in
 from .retirement import InFlight, Retired, advance, check_result
+from .stuck import who_waits_in_vain
 
 _MAX_EMPTY_PLANS = 64
 """Plans in a row that only move, pause or shed, before the scheduler is taken to turn in circles; and one more for each
@@ -126,13 +127,14 @@ class EngineCore:
                 if plan is None:
                     if not self._is_stuck():
                         return None
-                    self._fail_head(now)
+                    self.fail(*who_waits_in_vain(self), now)
                     continue
             except ResourceError as broken:
                 self._fail_asked(broken, now)
                 continue
             plan = take_in(plan, self.scheduler_name)
             self._check(plan)
+            most_found = self._found_by_newcomers(plan) if plan.paused_ids else {}
             for request_id in plan.paused_ids:
                 self.pause(self.table[request_id], now)
             self._paused_ids += plan.paused_ids
@@ -150,7 +152,7 @@ class EngineCore:
             plan.epoch, plan.step = self.epoch, self._step
             plan.finished_ids, self._finished_ids = self._finished_ids, []
             plan.paused_ids, self._paused_ids = self._paused_ids, []
-            self._book(plan, now)
+            self._book(plan, now, most_found)
             for name, problem in self.resources.prepare_resources(plan):
                 self._fail_rows(plan, RequestFailedError(f"resource {name} could not prepare: {problem!r}"), now)
             return plan
@@ -177,9 +179,14 @@ class EngineCore:
     def _check(self, plan: StepPlan) -> None:
         check_plan(plan, self.table, self.limits, self.scheduler_name)
 
-    def _book(self, plan: StepPlan, now: float) -> None:
+    def _found_by_newcomers(self, plan: StepPlan) -> dict[int, int]:
+        """Tokens of the hits that a plan counts on, by request: who is paused for it may publish more of them."""
+        newcomers = (request for i in plan.chunk_ids if not (request := self.table[i]).is_resident)
+        return {r.request_id: self.kv.match_prefix(r.block_hashes, r.num_tokens).num_tokens for r in newcomers}
+
+    def _book(self, plan: StepPlan, now: float, most_found: Mapping[int, int]) -> None:
         """Take what the plan takes, and enter it into the FIFO before anybody pushes it."""
-        requests = book(self, plan, now)
+        requests = book(self, plan, now, most_found)
         queue = self.table.queues[plan.queue]
         self.table.enter(plan)
         for request_id in plan.chunk_ids:
@@ -238,25 +245,6 @@ class EngineCore:
         if request is None:
             raise SchedulerError(f"scheduler {self.scheduler_name} asked for a request that has ended") from broken
         self.fail(request, RequestFailedError(str(broken)), now)
-
-    def _fail_head(self, now: float) -> None:
-        head = min(self._unparked(), key=lambda r: r.request_id)
-        lacking = None if head.is_resident else self.resources.shortage(head)
-        if head.is_resident or (lacking is None and self._would_fit(head)):
-            cause, advice = f"scheduler {self.scheduler_name} runs nobody", "take another scheduler"
-        elif lacking is not None:
-            cause, advice = f"resource {lacking} has too little for it", "make the resource larger"
-        else:
-            cause = (
-                f"it needs room for {head.num_tokens} tokens and {self.kv.num_free_blocks} of "
-                f"{self.kv.num_usable_blocks} blocks of {self.kv.block_size} are free"
-            )
-            advice = "raise num_kv_blocks or lower max_tokens"
-        self.fail(head, CapacityError(f"request {head.external_id} can never run: {cause}; {advice}"), now)
-
-    def _would_fit(self, request: Request) -> bool:
-        """Whether the cache has room for all it may grow to, which any capacity policy is content with."""
-        return self.kv.peak_blocks(request.max_total_tokens, request.max_total_tokens) <= self.kv.num_free_blocks
 
     # -- retirement
 

@@ -33,9 +33,9 @@ class Turns:
 
 
 def runnable_decodes(step: SchedulingPass) -> Sequence[int]:
-    """The queue's rows, less those that end with the step in flight and those the plan moves elsewhere."""
+    """The queue's rows, less those that end with the step in flight and those the plan pauses or moves elsewhere."""
     ids: Sequence[int] = step.queue.ids
-    gone = set(step.plan.moved_ids)
+    gone = {*step.plan.moved_ids, *step.plan.paused_ids}
     if step.ahead:
         gone.update(step.queue.ending())
     return [request_id for request_id in ids if request_id not in gone] if gone else ids

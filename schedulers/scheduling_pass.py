@@ -103,9 +103,9 @@ class SchedulingPass:
         return self.kv.prefix(request.request_id, hashes, request.num_tokens)
 
     def is_being_computed(self, request: RequestView) -> bool:
-        """Whether the first block a waiting request would compute, and could find instead, is the next one of a prompt in
-        progress, or of one admitted in this pass: a later pass finds it in the cache. The delay of duplicate prefixes of
-        TensorRT-LLM. Looked up among those who run now, so nobody waits for one that is gone."""
+        """Whether the first block a waiting request would compute, and could find instead, is the next one of a prompt
+        in progress, or of one admitted in this pass: a later pass finds it in the cache. The delay of duplicate
+        prefixes of TensorRT-LLM. Looked up among those who run now, so nobody waits for one that is gone."""
         found = self.prefix(request).num_tokens
         if found // self.kv.block_size >= (request.num_tokens - 1) // self.kv.block_size:
             return False  # a hit leaves the last token to compute: there is nothing more to find

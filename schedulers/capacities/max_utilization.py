@@ -1,48 +1,141 @@
-"""Fill the memory; when it runs short, pause the youngest.
+"""Fill the memory; when it runs short, pause whom the ordering pauses first: the youngest, unless it says otherwise.
 
 The rule of TensorRT-LLM's MAX_UTILIZATION and of vLLM's scheduler: admission looks at what a request needs now, not at
-what it may grow to, and a shortage is met by pausing the resident that arrived last - possibly the one that asks.
-A paused request gives all its blocks back and is recomputed later from its known tokens.
+what it may grow to, and a shortage is met by pausing a resident - possibly the one that asks. A paused request gives
+all its blocks back and is recomputed later from its known tokens.
+
+Under an ordering that displaces, the first of the waiting also takes the place of residents it outranks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from ...core.config import check_types, option
+from ...core.errors import ConfigError
 from ...core.views import RequestView
-from ..base import Capacity, Verdict
+from ..base import Capacity, Ordering, Verdict
 from ..scheduling_pass import SchedulingPass
+from .pausing import pause_until_free, whom_to_displace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaxUtilizationOptions:
+    """How careful admission is."""
+
+    watermark: float = option(
+        0.0, "share of the blocks that admission leaves free for the residents to grow; not kept in an empty engine"
+    )
+    reserve_full_prompt: bool = option(
+        True, "admit a request when its whole prompt fits beside the prompts in progress, not only its first chunk"
+    )
+    defer_duplicates: bool = option(True, "a request whose first new block another one is computing waits for the hit")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0.0 <= self.watermark < 1.0:
+            raise ConfigError("watermark", self.watermark, "a share from 0 to below 1")
 
 
 class MaxUtilization(Capacity):
     """Admits while the request's known tokens fit beside what the admitted still need for theirs."""
 
-    def make_room(self, step: SchedulingPass, num_blocks: int) -> bool:
-        while step.kv.free_blocks < num_blocks:
-            victim = self._youngest(step)
-            if victim is None:
-                return False
+    Options = MaxUtilizationOptions
+
+    def __init__(self, options: MaxUtilizationOptions | None = None) -> None:
+        self._options = options or MaxUtilizationOptions()
+        self._residents: dict[int, None] = {}
+        self._outranked: tuple[int, list[int]] | None = None
+        """The newcomer asked about last, and the residents it displaces: the same until somebody comes or goes."""
+
+    def started(self, request: RequestView) -> None:
+        self._residents[request.request_id] = self._outranked = None
+
+    def added(self, request: RequestView) -> None:
+        self.ended(request.request_id)
+
+    def ended(self, request_id: int) -> None:
+        if request_id in self._residents:
+            del self._residents[request_id]
+            self._outranked = None
+
+    def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
+        if type(waiting).displaces is Ordering.displaces:
+            return  # it never does
+        newcomer = self._first_refused(step, waiting)
+        if newcomer is None:
+            return
+        displaceable = self._displaceable(step, newcomer)
+        if not displaceable:
+            return
+        victims = whom_to_displace(step, newcomer, displaceable, self._needed(step, newcomer), self._kept(step))
+        if not victims:
+            return
+        if step.ahead:
+            step.is_short = True  # nobody is put out for a guess: the queue comes home first
+            return
+        match = step.prefix(newcomer)
+        step.kv.blocks_to_start(match, match.num_tokens)  # claims its hit, which the pauses might give away
+        step.makes_way_for = newcomer.request_id
+        for victim in victims:
             step.pause(victim)
-        return True
+
+    def make_room(self, step: SchedulingPass, num_blocks: int) -> bool:
+        return pause_until_free(step, num_blocks)
 
     def judge(self, step: SchedulingPass, request: RequestView) -> Verdict:
-        if step.plan.paused_ids or step.seats_left <= 0:
-            return Verdict.STOP  # a pass that paused admits nobody: the newcomer would take what was just given back
-        match = step.prefix(request)
-        needed = min(step.kv.blocks_to_start(match, request.num_tokens), step.peak_blocks(request))
-        if needed + step.promised_blocks > step.kv.free_blocks:
-            return Verdict.STOP
-        if step.lacking_resource(request) is not None:
+        if step.plan.paused_ids and step.makes_way_for != request.request_id:
+            return Verdict.STOP  # the newcomer would take what was just given back
+        room = self._room(step)
+        if step.seats_left <= 0 or room <= 0:
+            return Verdict.STOP  # whatever it finds in memory, it needs a block
+        if self._is_deferred(step, request):
             return Verdict.SKIP
-        return Verdict.ADMIT
+        if self._needed(step, request) > room:
+            return Verdict.STOP
+        return Verdict.ADMIT if step.lacking_resource(request) is None else Verdict.SKIP
 
-    @staticmethod
-    def _youngest(step: SchedulingPass) -> RequestView | None:
-        """The resident that arrived last, not in flight and not in this plan already."""
-        chosen = set(step.plan.decode_ids) | set(step.plan.chunk_ids)
-        candidates = (
-            request
-            for request in step.table.residents()
-            if not step.table.is_in_flight(request)
-            and not step.is_paused(request.request_id)
-            and request.request_id not in chosen
-        )
-        return max(candidates, key=step.ordering.pause_key, default=None)
+    def _is_deferred(self, step: SchedulingPass, request: RequestView) -> bool:
+        return self._options.defer_duplicates and step.is_being_computed(request)
+
+    def _room(self, step: SchedulingPass) -> int:
+        """Blocks that a newcomer may take."""
+        promised = step.promised_blocks if self._options.reserve_full_prompt else 0
+        return step.kv.free_blocks - promised - self._kept(step)
+
+    def _kept(self, step: SchedulingPass) -> int:
+        """Blocks that are not given away. In an empty engine nobody needs them, and a request that fits alone runs."""
+        if step.seats_left == step.limits.max_num_seqs:
+            return 0
+        return int(self._options.watermark * step.kv.num_usable_blocks)
+
+    def _needed(self, step: SchedulingPass, request: RequestView) -> int:
+        """Free blocks it must find."""
+        match, most = step.prefix(request), step.peak_blocks(request)
+        if self._options.reserve_full_prompt:
+            return min(step.kv.blocks_to_start(match, request.num_tokens, claim=False), most)
+        if most > step.kv.num_usable_blocks:
+            return most  # or it would begin over and over
+        first = step.chunk_size(match.num_tokens, request.num_tokens - match.num_tokens)
+        return step.kv.blocks_to_start(match, match.num_tokens + first, claim=False)
+
+    def _first_refused(self, step: SchedulingPass, waiting: Ordering) -> RequestView | None:
+        """The first of the waiting, where it finds no seat or no blocks; those whom ``judge`` skips passed over."""
+        for request in waiting.visit(step):
+            if not self._is_deferred(step, request) and step.lacking_resource(request) is None:
+                fits = step.seats_left > 0 and self._needed(step, request) <= self._room(step)
+                return None if fits else request
+        return None
+
+    def _displaceable(self, step: SchedulingPass, newcomer: RequestView) -> list[RequestView]:
+        """Residents it displaces who are not in flight or, ahead, not in flight but with this queue."""
+        if self._outranked is None or self._outranked[0] != newcomer.request_id:
+            outranked = [r.request_id for r in step.table.residents() if step.ordering.displaces(newcomer, r)]
+            self._outranked = newcomer.request_id, outranked
+        ending = step.queue.ending() if step.ahead else ()
+        return [
+            resident
+            for resident in map(step.table.__getitem__, self._outranked[1])
+            if not step.table.is_in_flight(resident)
+            or (step.ahead and resident.request_id in step.queue and resident.request_id not in ending)
+        ]

@@ -86,7 +86,7 @@ class BalancedMicroBatch(MicroBatch):
     @staticmethod
     def _level(step: SchedulingPass, in_use: int, share: int) -> None:
         """Hand the queue's rows above its share to the shortest others, as many as fill them up to theirs."""
-        spare = list(step.queue.ids)[share:]
+        spare = [i for i in step.queue.ids if not step.is_paused(i)][share:]
         fair = -(-(step.table.num_decoding + step.table.num_joining) // in_use)
         others = [q for q in step.table.queues if q.index < in_use and q.index != step.queue.index]
         for other in sorted(others, key=lambda q: len(q) + q.num_joining):

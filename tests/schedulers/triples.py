@@ -22,7 +22,7 @@ from llm_engine.schedulers.limits import Limits
 from llm_engine.schedulers.registry import CAPACITIES, MICRO_BATCHES, ORDERINGS, PRESETS
 from tests.engine.core_driver import CoreDriver
 
-NEVER_PAUSE = ("guaranteed-no-evict", "static-batch", "max-requests")
+NEVER_PAUSE = ("guaranteed-no-evict", "static-batch")
 """Capacities that take nothing back, whatever happens to the stages."""
 
 
