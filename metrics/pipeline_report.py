@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..core.percentiles import nearest_rank
 from ..core.trace import StepStats
 from .pipeline_load import Load, split_loads
 from .step_parts import PARTS, parts_of
@@ -47,7 +48,7 @@ class Spread:
         if not ranked:
             return None
         count = len(ranked)
-        p50, p99 = ranked[(count - 1) // 2], ranked[-(-99 * count // 100) - 1]
+        p50, p99 = nearest_rank(ranked, 50), nearest_rank(ranked, 99)
         return cls(count, ranked[0], sum(ranked) / count, p50, p99, ranked[-1])
 
 

@@ -47,6 +47,11 @@ class TraceMetadata:
     block_size: int | None = None
     num_cores: int | None = None
     """Of the engine's host."""
+    on_cuda: bool | None = None
+    """``None``, and no window and context either, in traces of before they were noted."""
+    sliding_window: int | None = None
+    """Of the cache: where every layer has one, the widest."""
+    max_model_len: int | None = None
     started_at: float = 0.0
     """Seconds since 1970; 0 on a virtual clock."""
     clock: float = 0.0

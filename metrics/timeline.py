@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.trace import StepStats
+from .figures import new_figure
 from .pipeline_load import split_loads
 from .pipeline_report import report
 
@@ -49,7 +50,7 @@ def plot_timeline(
     num_stages = max((len(r.busy) for r in shown), default=0)
     if not num_stages:
         raise ConfigError("plot", path, "steps with stage times in the stretch that is drawn")
-    figure = _new_figure(path, num_stages)
+    figure = new_figure(path, 14.0, min(1.9 + 0.46 * max(num_stages, 2), 12.0))
     lanes, flights = figure.subplots(
         2, 1, sharex=True, height_ratios=[max(num_stages, 2) + 0.9, 1.0 + 0.03 * num_stages]
     )
@@ -73,22 +74,6 @@ def readable_stretch(records: Sequence[StepStats], steps: int = READABLE_STEPS) 
     first = (len(load) - steps) // 2
     chosen = load[first : first + steps]
     return _first_begin(chosen[0]), chosen[-1].busy[0][1] if chosen[-1].busy else chosen[-1].retired_at
-
-
-def _new_figure(path: str, num_stages: int) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plot", path, "matplotlib beside llm-engine: pip install 'llm-engine[plot]'") from error
-    # Not pyplot: it keeps figures and chooses a window system for the whole process.
-    figure = Figure(figsize=(14.0, min(1.9 + 0.46 * max(num_stages, 2), 12.0)), layout="constrained")
-    FigureCanvasAgg(figure)
-    suffix = path.rpartition(".")[2].lower()
-    known = figure.canvas.get_supported_filetypes()
-    if suffix not in known:
-        raise ConfigError("plot", path, f"a file name that ends in one of {', '.join(sorted(known))}")
-    return figure
 
 
 def _draw_lanes(axes: Any, shown: list[StepStats], num_stages: int, begin: float, end: float, x: Any) -> None:

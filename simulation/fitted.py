@@ -28,6 +28,9 @@ class Fitted:
     max_num_batched_tokens: int | None
     max_model_len: int = ANY_LENGTH
     on_cuda: bool = False
+    sliding_window: int | None = None
+    not_told: str = ""
+    """What had to be assumed, in words to go behind a sentence."""
 
     @property
     def link(self) -> Link:
@@ -66,4 +69,8 @@ def read_fit(path: str) -> Fitted:
         about.num_kv_blocks,
         about.block_size,
         about.limits.get("max_num_batched_tokens"),
+        about.max_model_len or ANY_LENGTH,
+        bool(about.on_cuda),
+        about.sliding_window,
+        "" if about.on_cuda is not None else "; it does not tell its device and window: a CPU and none are taken",
     )

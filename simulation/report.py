@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .simulator import SimulationRun
+from ..core.percentiles import nearest_rank
+from .contention import fairness
+from .run import Served, SimulationRun
 
 
-def figures(run: SimulationRun) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a good answer is, in seconds. A request that has a deadline is judged by that alone."""
+
+    ttft: float | None = None
+    mean_itl: float | None = None
+
+    def met_by(self, served: Served) -> bool:
+        """Whether it finished, and in time."""
+        if not served.finished:
+            return False
+        if served.deadline is not None:
+            return served.last_token_at <= served.deadline
+        return all(
+            limit is None or value is None or value <= limit
+            for limit, value in ((self.ttft, served.ttft), (self.mean_itl, served.mean_itl))
+        )
+
+
+def figures(run: SimulationRun, slo: Slo | None = None) -> dict[str, Any]:
     """The JSON keys of ``llm-engine simulate``: seconds, tokens and shares; docs/simulation.md says what each is."""
     elapsed = run.makespan or 1.0  # nothing was served: zeros
     num_stages = max(len(run.stage_busy), 1)
+    num_good = sum(map((slo or Slo()).met_by, run.requests))
     return {
         "makespan_s": run.makespan,
         "output_throughput": run.num_output_tokens / elapsed,
@@ -22,6 +46,12 @@ def figures(run: SimulationRun) -> dict[str, Any]:
         "ttft_s": spread(run.ttfts),
         "itl_s": spread(run.itls),
         "e2e_s": spread(run.e2es),
+        "good_requests": num_good,
+        "goodput": num_good / elapsed,
+        "good_share": num_good / max(len(run.requests), 1),
+        "fairness": fairness(run.requests, run.tenant_tokens),
+        "contended_s": run.contended_until,
+        "prefix_hit_rate": run.prefix_hits / max(run.prefix_queries, 1),
         "stage_busy": run.stage_busy,
         "stage_busy_overall": [seconds / elapsed for seconds in run.busy_seconds],
         "bubble_fraction": 1.0 - sum(run.stage_busy) / num_stages,
@@ -29,21 +59,55 @@ def figures(run: SimulationRun) -> dict[str, Any]:
         "micro_batch_tokens": micro_batch_tokens(run),
         "imbalance": imbalance(run),
         "kv_usage_peak": run.kv_usage_peak,
+        "kv_usage_mean": run.kv_usage_mean,
         "preemptions": run.num_preemptions,
+        "recomputed_tokens": recomputed_tokens(run),
         "steps": len(run.steps),
         "output_tokens": run.num_output_tokens,
         "finished_requests": len(run.e2es),
+        "shed_requests": sum(served.shed for served in run.requests),
         "failed_requests": run.num_failed,
+        "tenants": _by_group(run, lambda served: served.tenant),
+        "priorities": _by_group(run, lambda served: str(served.priority)),
     }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and percentiles; zeros where there is nothing."""
+    """Mean and percentiles by nearest rank; zeros where there is nothing."""
     if not len(values):
         return {"mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0}
-    array = np.asarray(values)
-    p50, p90, p99 = np.percentile(array, (50, 90, 99)).tolist()
-    return {"mean": float(array.mean()), "p50": p50, "p90": p90, "p99": p99}
+    ranked: list[float] = np.sort(np.asarray(values, dtype=np.float64)).tolist()
+    mean = math.fsum(ranked) / len(ranked)
+    return {"mean": mean, **{f"p{percent}": nearest_rank(ranked, percent) for percent in (50, 90, 99)}}
+
+
+def recomputed_tokens(run: SimulationRun) -> int:
+    """Tokens computed beyond what the answers took: once more after a pause, or for a request that was given up."""
+    computed = sum(step.num_tokens for step in run.steps)
+    # The last token of an answer is sampled and never computed.
+    needed = sum(
+        served.num_prompt_tokens - served.num_cached_tokens + served.num_output_tokens - 1
+        for served in run.requests
+        if served.finished
+    )
+    return max(computed - needed, 0)
+
+
+def _by_group(run: SimulationRun, key: Callable[[Served], str | None]) -> dict[str, Any]:
+    """Times to first token of each tenant or priority; nothing where all are alike."""
+    groups: dict[str | None, list[Served]] = {}
+    for served in run.requests:
+        groups.setdefault(key(served), []).append(served)
+    if len(groups) < 2:
+        return {}
+    return {
+        str(name): {
+            "requests": len(members),
+            "finished": sum(served.finished for served in members),
+            "ttft_s": spread([served.ttft for served in members if served.ttft is not None]),
+        }
+        for name, members in sorted(groups.items(), key=lambda item: str(item[0]))
+    }
 
 
 def micro_batch_tokens(run: SimulationRun) -> dict[str, float]:

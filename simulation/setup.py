@@ -19,13 +19,16 @@ from .hardware import find_hardware
 from .links import Link, parse_link
 from .model_shapes import find_shape
 from .pipeline import Pipeline
+from .report import Slo
 from .roofline import num_blocks_in_memory, roofline_costs, stage_memory
 from .simulator import HostCost, Simulator
 from .splits import split_layers
 from .workload import Arrival, describe
+from .workloads import WORKLOADS
 
 DEFAULT_SHAPE = "llama-2-13b"
 DEFAULT_LINK = "lan-1g"
+DEFAULT_HARDWARE = "rtx-4070"
 DEFAULT_HOST_OVERHEAD_US = 200.0
 ITEMSIZES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -52,7 +55,23 @@ class Setup:
     model: str
     stages_are: str
     """Where the costs come from, in words."""
+    hardware: str | None
+    """``None`` where a trace tells what the stages cost; so with the next one."""
+    dtype: str | None
+    link_name: str
+    max_model_len: int
     make_scheduler: SchedulerFactory | None = None
+
+    @property
+    def slo(self) -> Slo:
+        """What counts as a good answer: as told, or as the workload has it."""
+        simulation = self.simulation
+        named = WORKLOADS.get(simulation.workload or "")
+        ttft, itl = (None, None) if named is None else (named.slo_ttft, named.slo_itl)
+        return Slo(
+            ttft if simulation.slo_ttft_ms is None else simulation.slo_ttft_ms / 1000,
+            itl if simulation.slo_itl_ms is None else simulation.slo_itl_ms / 1000,
+        )
 
     def make_core(self) -> EngineCore:
         """Books as an engine would have them."""
@@ -86,6 +105,7 @@ def set_up(
     they name.
     """
     simulation, engine = simulation or SimulationConfig(), engine or EngineConfig()
+    _check_beside_a_fit(simulation)
     make = _by_roofline if simulation.fit is None else _by_fit
     setup = make(simulation, engine, arrivals, make_scheduler)
     _check_room(setup)
@@ -100,8 +120,10 @@ def _by_roofline(
 ) -> Setup:
     shape = simulation.model_shape or DEFAULT_SHAPE
     spec = find_shape(shape, simulation.num_layers)
-    hardware = find_hardware(simulation.hardware)
-    link = parse_link(simulation.link or DEFAULT_LINK)
+    name = simulation.hardware or DEFAULT_HARDWARE
+    hardware = find_hardware(name)
+    link_name = simulation.link or DEFAULT_LINK
+    link = parse_link(link_name)
     itemsize = ITEMSIZES[engine.model.dtype]
     split = split_layers(
         spec.num_layers,
@@ -109,8 +131,9 @@ def _by_roofline(
         engine.parallel.pipeline_layer_partition,
         lambda step: layer_times(spec, step, hardware.speed, itemsize),
     )
+    max_model_len = engine.model.max_model_len or spec.max_positions
     if arrivals is None:
-        arrivals = describe(simulation, engine.model.seed, engine.model.max_model_len or spec.max_positions)
+        arrivals = describe(simulation, engine.model.seed, max_model_len)
     block_size = engine.cache.block_size or (64 if hardware.on_cuda else 16)
     limits = make_limits(engine, block_size, on_cuda=hardware.on_cuda)
     num_blocks = _told_blocks(simulation, engine, arrivals, block_size)
@@ -134,7 +157,11 @@ def _by_roofline(
         limits=limits,
         sliding_window=spec.sliding_window,
         model=shape,
-        stages_are=f"{simulation.hardware}, link {simulation.link or DEFAULT_LINK}",
+        hardware=name,
+        dtype=_dtype(engine),
+        max_model_len=max_model_len,
+        link_name=link_name,
+        stages_are=f"{name}, link {link_name}",
         make_scheduler=make_scheduler,
     )
 
@@ -153,15 +180,15 @@ def _by_fit(
     else:
         fit = fitted.pipeline
         split = split_layers(fit.num_layers, simulation.stages, partition, fit.layer_times)
+    max_model_len = engine.model.max_model_len or fitted.max_model_len
     if arrivals is None:
-        arrivals = describe(simulation, engine.model.seed, engine.model.max_model_len or fitted.max_model_len)
+        arrivals = describe(simulation, engine.model.seed, max_model_len)
     engine = fitted.with_its_limits(engine)
     block_size = engine.cache.block_size or fitted.block_size
     num_blocks = _told_blocks(simulation, engine, arrivals, block_size) or fitted.num_kv_blocks
     link, activation_bytes = fitted.link, 1.0
     if simulation.link is not None:
-        if simulation.model_shape is None:
-            raise ConfigError("link", simulation.link, "nothing beside a fit, unless model_shape tells the activations")
+        assert simulation.model_shape is not None
         link = parse_link(simulation.link)
         activation_bytes = find_shape(simulation.model_shape).hidden_size * ITEMSIZES[engine.model.dtype]
     costs, delays = fitted.pipeline.costs(split), fitted.delays(len(split))
@@ -177,11 +204,35 @@ def _by_fit(
         num_kv_blocks=num_blocks,
         block_size=block_size,
         limits=make_limits(engine, block_size, on_cuda=fitted.on_cuda),
-        sliding_window=None,
+        sliding_window=fitted.sliding_window,
         model=fitted.model,
-        stages_are=f"fitted to {simulation.fit} within {100 * fitted.pipeline.error:.1f} %",
+        hardware=None,
+        dtype=None if simulation.link is None else _dtype(engine),
+        link_name=simulation.link or "fitted",
+        max_model_len=max_model_len,
+        stages_are=f"fitted to {simulation.fit} within {100 * fitted.pipeline.error:.1f} %{fitted.not_told}",
         make_scheduler=make_scheduler,
     )
+
+
+def _check_beside_a_fit(simulation: SimulationConfig) -> None:
+    """What a trace tells already cannot be told otherwise. Raises ``ConfigError`` naming both."""
+    if simulation.fit is None:
+        return
+    for name in ("hardware", "num_layers"):
+        if getattr(simulation, name) is not None:
+            raise ConfigError(name, getattr(simulation, name), "nothing beside fit: the trace tells what stages cost")
+    if simulation.model_shape is not None and simulation.link is None:
+        raise ConfigError(
+            "model_shape", simulation.model_shape, "nothing beside fit, unless link is told too: it sizes activations"
+        )
+    if simulation.link is not None and simulation.model_shape is None:
+        raise ConfigError("link", simulation.link, "nothing beside a fit, unless model_shape tells the activations")
+
+
+def _dtype(engine: EngineConfig) -> str:
+    """``auto`` has no checkpoint to look at: 16 bits."""
+    return "bfloat16" if engine.model.dtype == "auto" else engine.model.dtype
 
 
 def _host_of(microseconds: float) -> HostCost:

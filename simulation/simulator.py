@@ -5,21 +5,24 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from ..core.cost_model import StepShape
+from ..core.errors import RequestShedError
 from ..core.request import Request, RequestId
 from ..core.sampling_params import SamplingParams
 from ..core.step import StepPlan, StepResult
-from ..core.trace import StepStats
 from ..engine.core import EngineCore
+from ..engine.delta import Delta
 from ..engine.threads.reporting import stats_of
 from ..kvcache.block_hash import hash_blocks
 from .cohorts import seat
+from .contention import Contention
 from .pipeline import Passage, Pipeline, Spans
+from .run import Served, SimulationRun, Step
 from .steady import SteadyTimes
 from .workload import Arrival, prompt
 
@@ -37,48 +40,6 @@ class HostCost:
     """To collect a result and bring the books up to date."""
     push_per_row: float = 0.0
     retire_per_row: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One micro-batch as it went by."""
-
-    load: int
-    """Index into ``SimulationRun.loads``."""
-    queue: int
-    num_tokens: int
-    num_decodes: int
-    began: float
-    """The first stage began with it."""
-    ended: float
-    """The last stage was done."""
-
-
-@dataclass(slots=True)
-class SimulationRun:
-    """What happened, in virtual seconds."""
-
-    num_queues: int
-    makespan: float = 0.0
-    """When the last result was in the books."""
-    steps: list[Step] = field(default_factory=list)
-    loads: list[tuple[float, float]] = field(default_factory=list)
-    """When the pipeline was full; see ``steady.py``."""
-    stage_busy: list[float] = field(default_factory=list)
-    """Per stage: the share of that time which it computed."""
-    busy_seconds: list[float] = field(default_factory=list)
-    """Per stage, of the whole run."""
-    ttfts: list[float] = field(default_factory=list)
-    itls: list[float] = field(default_factory=list)
-    e2es: list[float] = field(default_factory=list)
-    num_output_tokens: int = 0
-    num_failed: int = 0
-    failure: str | None = None
-    """What the first request that failed was told."""
-    kv_usage_peak: float = 0.0
-    num_preemptions: int = 0
-    stats: deque[StepStats] = field(default_factory=deque)
-    """The last steps as an engine would have noted them, as many as were asked for."""
 
 
 class Simulator:
@@ -103,8 +64,12 @@ class Simulator:
         self._after_idle = True
         self._events: list[tuple[float, int, Request | _Pushed]] = []
         self._order = itertools.count()
-        self._last_token_at: dict[int, float] = {}
+        self._served: dict[int, Served] = {}
+        """Those to come and those that are there, by request id."""
         self._next_id = 0
+        self._contention = Contention(())
+        self._kv_seconds = 0.0
+        self._kv_seen_at = 0.0
 
     def start_with(self, cohorts: Iterable[int], input_len: int, output_len: int) -> None:
         """Before ``run``: put so many requests into each running queue, their prompts computed and their first tokens
@@ -113,7 +78,9 @@ class Simulator:
             prompts = [prompt(self._next_id + index, input_len) for index in range(count)]
             requests = [self._request(Arrival(0.0, token_ids, output_len)) for token_ids in prompts]
             seat(self.core, queue, requests)
-            self._last_token_at.update((request.request_id, 0.0) for request in requests)
+            for request in requests:
+                served = self._served[request.request_id]
+                served.first_token_at, served.num_output_tokens = 0.0, 1
 
     def run(self, arrivals: Iterable[Arrival] = (), *, max_steps: int | None = None) -> SimulationRun:
         """Until everybody has been served, or ``max_steps`` were pushed. ``arrivals`` in their order.
@@ -122,6 +89,7 @@ class Simulator:
         """
         for arrival in arrivals:
             self._at(arrival.at, self._request(arrival))
+        self._contention = Contention(self._run.requests)
         limit = math.inf if max_steps is None else max_steps
         while len(self._run.steps) < limit:
             self._take_what_is_due()
@@ -134,6 +102,8 @@ class Simulator:
         run.loads, run.stage_busy = self._steady.loads, self._steady.stage_busy
         run.num_preemptions = self.core.num_preemptions
         run.busy_seconds = self.pipeline.busy_seconds
+        run.kv_usage_mean = self._kv_seconds / (self._kv_seen_at or 1.0)
+        run.prefix_queries, run.prefix_hits = self.core.kv.prefix_queries, self.core.kv.prefix_hits
         return run
 
     def _request(self, arrival: Arrival) -> Request:
@@ -144,7 +114,20 @@ class Simulator:
             params=SamplingParams(max_tokens=arrival.output_len, temperature=0.0, ignore_eos=True),
             max_total_tokens=arrival.num_tokens,
             arrival=arrival.at,
+            priority=arrival.priority,
+            deadline=None if arrival.deadline is None else arrival.at + arrival.deadline,
+            tenant=arrival.tenant,
         )
+        served = Served(
+            arrival=arrival.at,
+            num_prompt_tokens=len(arrival.prompt_token_ids),
+            max_output_tokens=arrival.output_len,
+            tenant=arrival.tenant,
+            priority=arrival.priority,
+            deadline=request.deadline,
+        )
+        self._served[request.request_id] = served
+        self._run.requests.append(served)
         self._next_id += 1
         if self.core.kv.enable_prefix_caching:
             hash_blocks(request.prompt_token_ids, self.core.kv.block_size, known=request.block_hashes)
@@ -166,9 +149,11 @@ class Simulator:
     def _push_one(self) -> bool:
         """One plan, if there is one to make."""
         began_at = self._now
+        self._note_kv()
         plan = self.core.schedule(began_at)
         if self.core.outbox:
-            self._note_failures()
+            failed, self.core.outbox = self.core.outbox, []
+            self._note_failures(failed)
         if plan is None:
             return False
         shape = StepShape.of(plan)
@@ -187,6 +172,7 @@ class Simulator:
 
     def _retire(self, pushed: _Pushed, reached_at: float) -> None:
         began_at, plan = self._now, pushed.plan
+        self._note_kv()
         self._now += self.host.retire + self.host.retire_per_row * pushed.shape.num_rows
         self.pipeline.forget(plan.step)
         busy = Spans(pushed.passage.begins, pushed.passage.ends)
@@ -197,34 +183,68 @@ class Simulator:
         self._note_tokens(retired.requests)
         if retired.finished:
             self._note_ends([request for request in retired.requests if request.request_id in retired.finished])
+        self._note_failures(retired.failed)
         self._run.makespan = self._now
+        if self._contention.ends_at <= self._now:
+            self._note_shares(self._contention)
         if self._run.stats.maxlen:
             self._run.stats.append(stats_of(self.core, retired, result, reached_at, began_at, self._now))
 
     def _note_tokens(self, requests: list[Request]) -> None:
-        now, last, run = self._now, self._last_token_at, self._run
+        now, run = self._now, self._run
         run.num_output_tokens += len(requests)
         for request in requests:
-            before = last.get(request.request_id)
-            if before is None:
-                run.ttfts.append(now - request.arrival)
+            served = self._served[request.request_id]
+            if served.first_token_at is None:
+                served.first_token_at = now
+                served.num_cached_tokens = request.num_cached_tokens or 0
+                run.ttfts.append(now - served.arrival)
             else:
-                run.itls.append(now - before)
-            last[request.request_id] = now
+                run.itls.append(now - served.last_token_at)
+            served.last_token_at = now
+            served.num_output_tokens += 1
 
     def _note_ends(self, requests: list[Request]) -> None:
         for request in requests:
             self._run.e2es.append(self._now - request.arrival)
-            del self._last_token_at[request.request_id]
+            served = self._served.pop(request.request_id)
+            served.finished = True
+            self._contention.ended(served, self._now)
+        self._tell_ends()
+
+    def _note_failures(self, ended: Sequence[Delta]) -> None:
+        """Requests that can never run, or were shed, were ended."""
+        if not ended:
+            return
+        self._run.num_failed += len(ended)
+        for delta in ended:
+            served = self._served.pop(delta.request.request_id)
+            served.shed = isinstance(delta.error, RequestShedError)
+            self._contention.ended(served, self._now)
+        if self._run.failure is None:
+            self._run.failure = str(ended[0].error)
+        self._tell_ends()
+
+    def _tell_ends(self) -> None:
         if self._on_finished is not None:
             self._on_finished(len(self._run.e2es) + self._run.num_failed)
 
-    def _note_failures(self) -> None:
-        """Requests that can never run were ended."""
-        ended, self.core.outbox = self.core.outbox, []
-        self._run.num_failed += len(ended)
-        if self._run.failure is None:
-            self._run.failure = str(ended[0].error)
+    def _note_kv(self) -> None:
+        """Before the books change: what is held was held since they changed last."""
+        self._kv_seconds += self.core.kv.usage * (self._now - self._kv_seen_at)
+        self._kv_seen_at = self._now
+
+    def _note_shares(self, contention: Contention) -> None:
+        """What each tenant has got so far."""
+        contention.ends_at = math.inf
+        found = Counter[str | None]()
+        for served in self._run.requests:
+            found[served.tenant] += served.num_tokens
+        for request_id, served in self._served.items():
+            request = self.core.table.get(request_id)
+            if request is not None and not served.num_output_tokens:
+                found[served.tenant] += request.num_computed_tokens
+        self._run.tenant_tokens, self._run.contended_until = dict(found), self._now
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,46 @@
-"""Who asks for what and when."""
+"""Who asks for what and when: as the settings describe it, or line by line from a file."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import ConfigError
-from .config import SimulationConfig
+from .config import LOAD_SETTINGS, SimulationConfig
 
 _PREFIX_MARK = 1 << 30
 """Added to the first token of a shared prefix, so that it is nobody's own."""
-_LINE_KEYS = ("arrival_s", "input_len", "prompt_token_ids", "output_len")
+_LINE_KEYS = (
+    "arrival_s",
+    "input_len",
+    "prompt_token_ids",
+    "output_len",
+    "tenant",
+    "priority",
+    "deadline_ms",
+    "prefix",
+    "prefix_len",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request to come."""
+    """One request to come. What an ordering does not know it passes over: every policy gets the same workload."""
 
     at: float
     """Seconds from the beginning."""
     prompt_token_ids: Sequence[int]
     output_len: int
+    tenant: str | None = None
+    priority: int = 0
+    """Lower goes first."""
+    deadline: float | None = None
+    """Seconds after ``at`` when its last token should be there."""
 
     @property
     def num_tokens(self) -> int:
@@ -38,7 +54,7 @@ def describe(config: SimulationConfig, seed: int, max_len: int) -> list[Arrival]
     ``max_len`` is the longest prompt and answer together; drawn lengths are cut to it. Raises ``ConfigError``.
     """
     if config.workload is not None:
-        return read_workload(config.workload, max_len)
+        return _of_its_own(config, config.workload, seed, max_len)
     if config.lengths == "fixed" and config.input_len + config.output_len > max_len:
         raise ConfigError(
             "output_len", config.output_len, f"at most {max_len - config.input_len}: the context is {max_len} tokens"
@@ -47,6 +63,7 @@ def describe(config: SimulationConfig, seed: int, max_len: int) -> list[Arrival]
         raise ConfigError("shared_prefix", config.shared_prefix, f"0 or more, below input_len, {config.input_len}")
     rng = random.Random(seed)
     times = poisson(config.requests, config.rate, rng)
+    deadline = None if config.deadline_ms is None else config.deadline_ms / 1000
     arrivals = []
     for index, at in enumerate(times):
         input_len, output_len = config.input_len, config.output_len
@@ -55,9 +72,33 @@ def describe(config: SimulationConfig, seed: int, max_len: int) -> list[Arrival]
             input_len = min(input_len, max_len - 1)
             output_len = min(lognormal(output_len, config.length_sigma, rng), max_len - input_len)
         prefix = min(config.shared_prefix, input_len - 1)
-        shared = _PREFIX_MARK + rng.randrange(config.prefix_groups) if prefix else None
-        arrivals.append(Arrival(at, prompt(index, input_len, prefix, shared), output_len))
+        group = rng.randrange(config.prefix_groups) if prefix else None
+        arrivals.append(
+            Arrival(
+                at,
+                prompt(index, input_len, prefix, group),
+                output_len,
+                tenant=f"tenant-{index % config.tenants}" if config.tenants > 1 else None,
+                priority=index % config.priority_levels,
+                deadline=deadline,
+            )
+        )
     return arrivals
+
+
+def _of_its_own(config: SimulationConfig, workload: str, seed: int, max_len: int) -> list[Arrival]:
+    """From a name or a file, which say all of it but how fast they come."""
+    from .workloads import WORKLOADS
+
+    if workload not in WORKLOADS and not os.path.exists(workload):
+        raise ConfigError("workload", workload, f"{', '.join(WORKLOADS)}, or a file that is there")
+    for name, default in LOAD_SETTINGS.items():
+        if getattr(config, name) != default:
+            raise ConfigError(name, getattr(config, name), f"nothing beside workload={workload!r}, which says it")
+    arrivals = WORKLOADS[workload].make(seed, max_len) if workload in WORKLOADS else read_workload(workload, max_len)
+    if config.time_scale == 1.0:
+        return arrivals
+    return [replace(arrival, at=arrival.at * config.time_scale) for arrival in arrivals]
 
 
 def fixed(num_requests: int, input_len: int, output_len: int) -> list[Arrival]:
@@ -65,13 +106,13 @@ def fixed(num_requests: int, input_len: int, output_len: int) -> list[Arrival]:
     return [Arrival(0.0, prompt(index, input_len), output_len) for index in range(num_requests)]
 
 
-def prompt(request: int, length: int, prefix: int = 0, shared: int | None = None) -> list[int]:
-    """A prompt unlike every other one but for its first ``prefix`` tokens, which begin with ``shared``.
+def prompt(request: int, length: int, prefix: int = 0, group: int | None = None) -> list[int]:
+    """A prompt unlike every other one but for its first ``prefix`` tokens, which it shares with its group.
 
     A block is known by all tokens up to its end, so one token that is somebody's own sets all behind it apart.
     """
     own = [1 + request, *([0] * (length - prefix - 1))]
-    return own if shared is None else [shared, *([0] * (prefix - 1)), *own]
+    return own if group is None or not prefix else [_PREFIX_MARK + group, *([0] * (prefix - 1)), *own]
 
 
 def poisson(num_requests: int, rate: float, rng: random.Random) -> list[float]:
@@ -91,17 +132,20 @@ def lognormal(mean: float, sigma: float, rng: random.Random) -> int:
 
 
 def read_workload(path: str, max_len: int) -> list[Arrival]:
-    """A JSONL file: ``arrival_s`` (0 when absent), ``input_len`` or ``prompt_token_ids``, ``output_len``, a line each.
+    """A JSONL file, an object per line: ``arrival_s`` (0 when absent), ``input_len`` or ``prompt_token_ids``, and
+    ``output_len``; where wanted ``tenant``, ``priority``, ``deadline_ms``, and ``prefix`` with ``prefix_len``, a name
+    for the first tokens that all prompts with it share.
 
     Empty lines are passed over. Raises ``ConfigError`` naming the line at fault, and ``OSError``.
     """
     arrivals = []
+    groups: dict[str, int] = {}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                arrival = _arrival(json.loads(line), number)
+                arrival = _arrival(json.loads(line), number, groups)
                 if arrival.num_tokens > max_len:
                     raise ValueError(f"its {arrival.num_tokens} tokens exceed the context of {max_len}")
             except ValueError as error:
@@ -113,8 +157,8 @@ def read_workload(path: str, max_len: int) -> list[Arrival]:
     return sorted(arrivals, key=lambda arrival: arrival.at)
 
 
-def _arrival(values: Any, number: int) -> Arrival:
-    """Raises ``ValueError`` saying what is wrong."""
+def _arrival(values: Any, number: int, groups: dict[str, int]) -> Arrival:
+    """Raises ``ValueError`` saying what is wrong. ``groups``: prefixes by name, as they come."""
     if not isinstance(values, dict):
         raise ValueError(f"a {type(values).__name__}, not an object")
     unknown = values.keys() - set(_LINE_KEYS)
@@ -127,10 +171,32 @@ def _arrival(values: Any, number: int) -> Arrival:
     if (token_ids is None) == (values.get("input_len") is None):
         raise ValueError("either input_len or prompt_token_ids is needed")
     if token_ids is None:
-        token_ids = prompt(number, _length(values, "input_len"))
+        input_len, (prefix, group) = _length(values, "input_len"), _prefix(values, groups)
+        if prefix >= input_len:
+            raise ValueError(f"prefix_len is {prefix}, not below input_len, {input_len}")
+        token_ids = prompt(number, input_len, prefix, group)
     elif not isinstance(token_ids, list) or not token_ids or not all(_is_token(token) for token in token_ids):
         raise ValueError("prompt_token_ids is not a list of token ids")
-    return Arrival(float(at), token_ids, _length(values, "output_len"))
+    elif "prefix" in values or "prefix_len" in values:
+        raise ValueError("a prefix goes with input_len; prompt_token_ids say what they share")
+    return Arrival(
+        float(at),
+        token_ids,
+        _length(values, "output_len"),
+        tenant=_name(values, "tenant"),
+        priority=_priority(values),
+        deadline=_deadline(values),
+    )
+
+
+def _prefix(values: dict[str, Any], groups: dict[str, int]) -> tuple[int, int | None]:
+    """(tokens, group); none shared where no prefix is named."""
+    name = _name(values, "prefix")
+    if (name is None) != (values.get("prefix_len") is None):
+        raise ValueError("prefix and prefix_len go together")
+    if name is None:
+        return 0, None
+    return _length(values, "prefix_len"), groups.setdefault(name, len(groups))
 
 
 def _length(values: dict[str, Any], name: str) -> int:
@@ -138,6 +204,29 @@ def _length(values: dict[str, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}, not a whole number of 1 or more")
     return value
+
+
+def _name(values: dict[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"{name} is {value!r}, not a name")
+    return value
+
+
+def _priority(values: dict[str, Any]) -> int:
+    value = values.get("priority", 0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"priority is {value!r}, not a whole number")
+    return value
+
+
+def _deadline(values: dict[str, Any]) -> float | None:
+    value = values.get("deadline_ms")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"deadline_ms is {value!r}, not milliseconds above 0")
+    return float(value) / 1000
 
 
 def _is_token(value: Any) -> bool:

@@ -14,7 +14,8 @@ from llm_engine.cli.main import main
 from llm_engine.metrics.pipeline_report import report
 from llm_engine.metrics.step_trace import read_trace
 
-SMALL = ["--requests", "24", "--input-len", "64", "--output-len", "16", "--scheduler", "greedy"]
+LOAD = ["--requests", "24", "--input-len", "64", "--output-len", "16"]
+SMALL = [*LOAD, "--scheduler", "greedy"]
 SPREAD = {"mean", "p50", "p90", "p99"}
 
 
@@ -101,11 +102,28 @@ def test_the_timeline_is_drawn(tmp_path: Path) -> None:
 def test_a_workload_from_a_file(tmp_path: Path) -> None:
     load = tmp_path / "load.jsonl"
     load.write_text('{"input_len": 10, "output_len": 3}\n{"arrival_s": 1.5, "input_len": 20, "output_len": 2}\n')
-    found = simulate(tmp_path, "--workload", str(load))
+    target = tmp_path / "out.json"
+    assert main(["simulate", "--workload", str(load), "--json", str(target)]) == 0
+    found = json.loads(target.read_text())
     assert found["finished_requests"] == 2
     assert found["output_tokens"] == 5
     assert found["settings"]["requests"] == 2
+    assert found["settings"]["input_len"] is None
     assert found["makespan_s"] > 1.5
+
+
+def test_what_was_resolved_stands_beside_the_figures(tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    assert main(["simulate", *LOAD, "--ordering", "priority", "--json", str(target)]) == 0
+    settings = json.loads(target.read_text())["settings"]
+    names = [settings[name] for name in ("scheduler", "ordering", "capacity", "micro_batch")]
+    assert names == ["balanced", "priority", "max-utilization", "balanced"]
+    resolved = [settings[name] for name in ("dtype", "link", "hardware", "num_layers", "max_model_len")]
+    assert resolved == ["bfloat16", "lan-1g", "rtx-4070", 40, 4096]
+    assert settings["host_overhead_us"] == pytest.approx(200)
+    assert main(["simulate", *LOAD, "--json", str(target), "--link", "ipc", "--dtype", "float16"]) == 0
+    settings = json.loads(target.read_text())["settings"]
+    assert (settings["scheduler"], settings["link"], settings["dtype"]) == ("balanced", "ipc", "float16")
 
 
 def test_no_model_is_needed_and_no_torch() -> None:
@@ -134,7 +152,12 @@ def test_no_model_is_needed_and_no_torch() -> None:
         (["--num-kv-blocks", "2"], 1, "the cache has 1"),
         (["--json", "/nowhere/at/all.json"], 2, "json is '/nowhere/at/all.json'; allowed: a file that can be written"),
         (["--plot", "/nowhere/at/all.png"], 2, "plot is"),
-        (["--workload", "/nowhere/at/all"], 1, "No such file"),
+        (["--workload", "/nowhere/at/all"], 2, "bursty-chat, long-documents, many-tenants, shared-prefix, or a file"),
+        (["--workload", "bursty-chat"], 2, "requests is 24; allowed: nothing beside workload='bursty-chat'"),
+        (["--time-scale", "2"], 2, "nothing without a workload"),
+        (["--deadline-ms", "0"], 2, "milliseconds above 0"),
+        (["--slo-itl-ms", "-1"], 2, "milliseconds above 0"),
+        (["--compare", "fair"], 2, "scheduler is 'greedy'; allowed: nothing beside compare"),
         (["--stagse", "4"], 2, "did you mean --stages"),
         (["--output-len", "5000"], 2, "the context is 4096 tokens"),
     ],

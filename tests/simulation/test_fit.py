@@ -25,8 +25,9 @@ from llm_engine.simulation.links import Link
 from llm_engine.simulation.model_shapes import SHAPES
 from llm_engine.simulation.pipeline import Delays, Pipeline
 from llm_engine.simulation.roofline import roofline_costs
+from llm_engine.simulation.run import SimulationRun
 from llm_engine.simulation.setup import set_up
-from llm_engine.simulation.simulator import HostCost, SimulationRun, Simulator
+from llm_engine.simulation.simulator import HostCost, Simulator
 from llm_engine.simulation.workload import Arrival, describe
 
 SPEC = replace(SHAPES["llama-2-7b"], layers=SHAPES["llama-2-7b"].layers[:12], hidden_size=768, intermediate_size=3072)

@@ -13,7 +13,8 @@ from llm_engine.engine.core import EngineCore
 from llm_engine.metrics.pipeline_report import report
 from llm_engine.simulation.links import Link
 from llm_engine.simulation.report import figures, imbalance, micro_batch_tokens
-from llm_engine.simulation.simulator import HostCost, SimulationRun, Simulator
+from llm_engine.simulation.run import SimulationRun
+from llm_engine.simulation.simulator import HostCost, Simulator
 from llm_engine.simulation.workload import Arrival, fixed, prompt
 from tests.simulation.pipelines import simulator
 
@@ -175,7 +176,7 @@ def test_a_request_that_can_never_run_fails_with_its_reason() -> None:
 
 
 def test_equal_prefixes_are_found_in_the_cache() -> None:
-    shared = [Arrival(5.0 * index, prompt(index, 40, 32, 1 << 30), 2) for index in range(4)]
+    shared = [Arrival(5.0 * index, prompt(index, 40, 32, 0), 2) for index in range(4)]
     run = simulator((1.0,), keep_stats=100).run(shared)
     assert [record.num_tokens for record in run.stats if record.num_chunks] == [40, 8, 8, 8]
 
