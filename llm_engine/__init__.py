@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .core.version import __version__
 
 if TYPE_CHECKING:
-    from .core.config import EngineConfig
+    from .core.config import EngineConfig, option
     from .core.errors import (
         CapacityError,
         ConfigError,
@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from .core.sampling_params import SamplingParams
     from .core.step import StepPlan, TokenLogprobs
     from .core.trace import StepStats
+    from .core.views import RequestView
     from .engine.executors.base import Executor
     from .engine.llm import LLM
     from .engine.stream import RequestStream
+    from .kvcache.kv_cache_manager import KVCacheManager
     from .kvcache.resources import BaseResourceManager
     from .schedulers.base import Capacity, MicroBatch, Ordering, Scheduler, Verdict
     from .schedulers.limits import Limits
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from .workers.model_engine import ModelEngine, ModelInfo
 
 _HOMES = {
-    "core.config": ("EngineConfig",),
+    "core.config": ("EngineConfig", "option"),
     "core.errors": (
         "CapacityError", "ConfigError", "EngineDeadError", "EngineError", "InvalidParamsError", "ModelLoadError",
         "ModelNotFoundError", "PromptTooLongError", "QueueFullError", "RequestError",
@@ -56,9 +58,11 @@ _HOMES = {
     "core.sampling_params": ("SamplingParams",),
     "core.step": ("StepPlan", "TokenLogprobs"),
     "core.trace": ("StepStats",),
+    "core.views": ("RequestView",),
     "engine.executors.base": ("Executor",),
     "engine.llm": ("LLM",),
     "engine.stream": ("RequestStream",),
+    "kvcache.kv_cache_manager": ("KVCacheManager",),
     "kvcache.resources": ("BaseResourceManager",),
     "schedulers.base": ("Capacity", "MicroBatch", "Ordering", "Scheduler", "Verdict"),
     "schedulers.limits": ("Limits",),
@@ -80,6 +84,7 @@ __all__ = [
     "Executor",
     "FinishReason",
     "InvalidParamsError",
+    "KVCacheManager",
     "Limits",
     "MicroBatch",
     "ModelEngine",
@@ -95,6 +100,7 @@ __all__ = [
     "RequestOutput",
     "RequestShedError",
     "RequestStream",
+    "RequestView",
     "SamplingParams",
     "Scheduler",
     "SchedulerError",
@@ -104,6 +110,7 @@ __all__ = [
     "TokenLogprobs",
     "Verdict",
     "__version__",
+    "option",
 ]
 
 
