@@ -121,6 +121,13 @@ def test_what_goes_with_a_request(llm: LLM, door: str, bad: dict[str, Any]) -> N
         ask(llm, door, [1], greedy(1), **bad)
 
 
+@pytest.mark.parametrize("bad", [{"priority": "high"}, {"priority": 3}, {"deadline_ms": 5.0}, {"tenant": ""}])
+def test_what_goes_with_all_prompts(llm: LLM, bad: dict[str, Any]) -> None:
+    (field,) = bad
+    with pytest.raises(InvalidParamsError, match=f"^{field} is "):
+        llm.generate([1], greedy(1), use_tqdm=False, **bad)
+
+
 @pytest.mark.parametrize("prompts", [[], "", b"x", 5, None, {"a": 1}])
 def test_no_prompts_at_all(llm: LLM, prompts: Any) -> None:
     with pytest.raises(InvalidParamsError, match="prompt"):

@@ -62,6 +62,15 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"stream": "yes"}, "stream", "true or false"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream=true"),
     ({"priority": "high"}, "priority", "a whole number"),
+    ({"priority": 2**31 + 1}, "priority", "from -2147483648 to 2147483648"),
+    ({"priority": 3}, "priority", "0, since the ordering in use does not go by it (those that do: priority"),
+    ({"deadline_ms": "soon"}, "deadline_ms", "a number"),
+    ({"deadline_ms": 0}, "deadline_ms", "a finite number of milliseconds above 0"),
+    ({"deadline_ms": float("nan")}, "deadline_ms", "deadline_ms is nan"),
+    ({"deadline_ms": 500}, "deadline_ms", "none, since the ordering in use does not go by it (those that do: deadline"),
+    ({"user": ""}, "user", "a text of 1 to 256 characters"),
+    ({"user": "x" * 257}, "user", "a text of 1 to 256 characters"),
+    ({"user": 5}, "user", "a string"),
     ({"tools": [{}]}, "tools", "not supported"),
 ]
 
