@@ -107,7 +107,11 @@ def make_parser() -> argparse.ArgumentParser:
     simulate = _add(commands, "simulate", "run a workload through a pipeline on a virtual clock", _simulate)
     _add_simulation(simulate)
 
-    _add(commands, "schedulers", "list schedulers and their parts", _schedulers)
+    schedulers = _add(commands, "schedulers", "list schedulers, their parts and options", _schedulers)
+    schedulers.add_argument(
+        "name", nargs="?", metavar="NAME", help="all there is to say of one, or of package.module:Class"
+    )
+    schedulers.add_argument("--json", action="store_true", help="print it as JSON")
 
     stage = _add(commands, "stage", "run one pipeline stage on this host, for an engine on another one", _stage)
     stage.add_argument("--join", metavar="ADDRESS", help="the engine's pipeline_address, tcp://HOST:PORT")
@@ -252,7 +256,7 @@ def _simulate(args: argparse.Namespace) -> int:
 def _schedulers(args: argparse.Namespace) -> int:
     from .schedulers import run
 
-    return run()
+    return run(args)
 
 
 def _stage(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import types
 import typing
@@ -44,10 +45,19 @@ class Setting:
         if self.optional and text.lower() in ("none", "null", ""):
             return None
         if self.kind is dict:
-            return dict(self.parse_pair(pair) for pair in _NEXT_PAIR.split(text))
+            return self._parse_pairs(text)
         if self.many:
             return tuple(self._parse_one(item) for item in (part.strip() for part in text.split(",")) if item)
         return self._parse_one(text)
+
+    def _parse_pairs(self, text: str) -> dict[str, Any]:
+        """``a=1,b=2``, or JSON where a value has such commas itself."""
+        if not text.lstrip().startswith("{"):
+            return dict(self.parse_pair(pair) for pair in _NEXT_PAIR.split(text))
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise ConfigError(self.name, text, f"NAME=VALUE,NAME=VALUE, or JSON ({error})") from error
 
     def parse_pair(self, text: str) -> tuple[str, str]:
         """The name and the value of one ``NAME=VALUE``; raises ``ConfigError``."""

@@ -140,6 +140,63 @@ def test_good_files_give_typed_values(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+# -- names with values, and flags that are not the names
+
+
+def test_an_option_flag_may_be_repeated_and_its_values_stay_texts() -> None:
+    words = (
+        "--scheduler-option",
+        "aging_s=5",
+        "--scheduler-option",
+        "ordering.weights=a=2,b=1",
+        "--scheduler-option",
+        "x=",
+    )
+    values = resolved(*words)
+    assert values == {"scheduler_options": {"aging_s": "5", "ordering.weights": "a=2,b=1", "x": ""}}
+    EngineConfig.of(**values)
+
+
+@pytest.mark.parametrize("word", ["aging_s", "=5", " =5"])
+def test_an_option_without_a_name_or_a_value_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        flags("--scheduler-option", word)
+    assert "allowed: NAME=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=1", {"a": "1"}),
+        ("a=1, b.c = x,y", {"a": "1", "b.c": "x,y"}),
+        ('{"a": 1, "weights": "x=2,y=1"}', {"a": 1, "weights": "x=2,y=1"}),
+        ("none", None),
+    ],
+)
+def test_a_variable_holds_pairs_or_json(text: str, value: object) -> None:
+    assert resolved(environ={"LLM_ENGINE_SCHEDULER_OPTIONS": text}) == {"scheduler_options": value}
+
+
+@pytest.mark.parametrize("text", ["a", "{", "=1"])
+def test_a_variable_of_neither_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"scheduler_options is .*; allowed: NAME=VALUE"):
+        resolved(environ={"LLM_ENGINE_SCHEDULER_OPTIONS": text})
+
+
+def test_a_file_holds_a_mapping_with_types_of_its_own(tmp_path: Path) -> None:
+    text = "scheduler_options:\n  aging_s: 5\n  shed: false\nresources: [a:B, c:D]\n"
+    values = resolved("--config", write(tmp_path, text))
+    assert values == {"scheduler_options": {"aging_s": 5, "shed": False}, "resources": ("a:B", "c:D")}
+    EngineConfig.of(**values)
+    with pytest.raises(ConfigError, match="scheduler_options is 5; allowed: NAME=VALUE pairs or null"):
+        resolved("--config", write(tmp_path, "scheduler_options: 5\n"))
+
+
+def test_flags_of_several_names_add_up() -> None:
+    assert resolved("--resource", "a:B", "--resource", "c:D", "e:F") == {"resources": ("a:B", "c:D", "e:F")}
+    assert resolved(environ={"LLM_ENGINE_RESOURCES": "a:B,c:D"}) == {"resources": ("a:B", "c:D")}
+
+
 def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
     assert resolved("--config", write(tmp_path, "# nothing\n")) == {}
 
