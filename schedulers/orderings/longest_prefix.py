@@ -67,7 +67,7 @@ class LongestPrefixOrdering(FcfsOrdering):
         yield from everybody
 
     def _with_bound(self, ranked: list[RequestView], by_age: list[RequestView]) -> Iterator[RequestView]:
-        """The ranked, and the oldest of them before they are overtaken too often; as if each that is visited started."""
+        """The ranked, and the oldest before they are overtaken too often; as if each that is visited started."""
         told: set[int] = set()
         ages = iter(by_age)
         oldest = next(ages)
