@@ -25,6 +25,7 @@ from llm_engine import LLM, SamplingParams
 from llm_engine.core.trace import StepStats
 from llm_engine.engine import engine as engine_module
 from llm_engine.engine.core import EngineCore
+from llm_engine.engine.threads import output_thread as output_thread_module
 from llm_engine.engine.threads.output_thread import OutputThread
 from llm_engine.engine.threads.scheduling_thread import SchedulingThread
 from llm_engine.engine.threads.state import EngineState
@@ -57,13 +58,16 @@ class NoLoop(SchedulingThread):
 @contextmanager
 def loops(number: str) -> Iterator[None]:
     """Engines made inside are driven by ``one`` thread or by ``two``."""
-    names = {"OutputThread": BothLoops, "SchedulingThread": NoLoop} if number == "one" else {}
-    kept = {name: getattr(engine_module, name) for name in names}
-    vars(engine_module).update(names)
+    if number == "two":
+        yield
+        return
+    kept = engine_module.OutputThread, engine_module.SchedulingThread, output_thread_module.AFTER_YOU
+    engine_module.OutputThread, engine_module.SchedulingThread = BothLoops, NoLoop
+    output_thread_module.AFTER_YOU = 0.0  # there is nobody to let go first
     try:
         yield
     finally:
-        vars(engine_module).update(kept)
+        engine_module.OutputThread, engine_module.SchedulingThread, output_thread_module.AFTER_YOU = kept
 
 
 @dataclass(slots=True)

@@ -63,19 +63,19 @@ class StageRunner:
         poller.register(self._inbound.socket, zmq.POLLIN)
         poller.register(self._link.stop_fd, zmq.POLLIN)
         while True:
-            ready = dict(poller.poll())
-            if self._link.stop_fd in ready:
-                return
             received = self._inbound.receive()
-            if received is not None:
-                try:
-                    self._take(received)
-                except PeerError:
-                    raise
-                except WireError as error:
-                    raise PeerError(self._inbound.sender(received.kind), str(error)) from error
-                while self._held and self._stage.can_execute(self._held[0].plan):
-                    self._execute(self._held.popleft())
+            if received is None:
+                if self._link.stop_fd in dict(poller.poll()):
+                    return
+                continue
+            try:
+                self._take(received)
+            except PeerError:
+                raise
+            except WireError as error:
+                raise PeerError(self._inbound.sender(received.kind), str(error)) from error
+            while self._held and self._stage.can_execute(self._held[0].plan):
+                self._execute(self._held.popleft())
 
     def _take(self, received: Received) -> None:
         buffers = [frame.buffer for frame in received.frames]

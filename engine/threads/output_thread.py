@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 COLLECT_TIMEOUT = 5.0
 """Seconds; only so that no wait is endless, nothing depends on it."""
 
+AFTER_YOU = 1e-3
+"""Seconds that the scheduling thread is given to push what has become possible, before the deltas are handed out: the
+stages wait for the one, and nobody on the way to a socket notices the other. Both want the interpreter lock, which
+whoever has it may keep for five milliseconds."""
+
 
 class OutputThread:
     """Starts the stages, then retires results in order, and at the end fails whoever is left and stops the stages.
@@ -100,6 +105,7 @@ class OutputThread:
         self._recovery.restart(state)
 
     def _retire(self, state: EngineState, result: StepResult, collected_at: float) -> None:
+        state.looked.clear()
         with state.changed:
             now = state.clock()
             retired = state.core.retire(result, now)
@@ -108,6 +114,7 @@ class OutputThread:
             stats = stats_of(state.core, retired, result, collected_at, now, state.clock())
             failures, state.core.resource_failures = state.core.resource_failures, []
             state.bump()
+        state.looked.wait(AFTER_YOU)
         self._stats.append(stats)
         if self._patience is not None and self._patience.observe(stats):
             self._executor.step_patience = self._patience.seconds

@@ -53,6 +53,7 @@ class SchedulingThread:
         if plan is not None:
             self._executor.push(plan)
             flight.pushed_at = state.clock()  # nobody else writes it; a result that was faster reads 0
+        state.looked.set()
         if must_wake:
             self._executor.wake()
         return True

@@ -34,6 +34,8 @@ class EngineState:
         self.version = 0
         self.stopping = False
         self.dead: EngineDeadError | None = None
+        self.looked = threading.Event()
+        """Set when the scheduling thread has looked at the books and pushed what came of it; see ``OutputThread``."""
         self.outage: str | None = None
         """Why the stages are being started again; ``None`` while they are up."""
         self.num_restarts = 0
