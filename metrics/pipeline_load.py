@@ -89,18 +89,22 @@ class Load:
                 yield max(record.busy[stage][0] - sent, 0.0)
 
     def host_overheads(self) -> Iterator[float]:
-        """Of each step that had to wait for its queue's last one (``pipeline_report``)."""
+        """Of each step that needed what its queue's last one sampled (``pipeline_report``)."""
         last: dict[int, StepStats] = {}
         before: StepStats | None = None
         for record in self.timed:
             came = last.get(record.queue)
             began = record.busy[0][0]
-            if came and before and self._seen(record) and record.num_decodes and _waited_for(record, came):
-                waited = max(before.busy[0][1] - min(record.pushed_at, began), 0.0)
-                yield max(began - came.busy[-1][1] - waited, 0.0)
+            if came and before and self._seen(record) and _needed(record, came):
+                done = came.busy[-1][1]
+                waited = max(before.busy[0][1] - min(max(record.pushed_at, done), began), 0.0)
+                yield max(began - done - waited, 0.0)
             last[record.queue] = before = record
 
 
-def _waited_for(record: StepStats, last: StepStats) -> bool:
-    """Whether the step could not have been decided before its queue's last one was done."""
-    return not record.ahead and not last.failed and record.booked_at >= last.busy[-1][1]
+def _needed(record: StepStats, last: StepStats) -> bool:
+    """Whether the step goes on from its queue's last one: decodes, none of them moved here since, and either pushed
+    ahead of their tokens or decided when those were known."""
+    if last.failed or not 0 < record.num_decodes <= last.num_sampled:
+        return False
+    return record.ahead or record.booked_at >= last.busy[-1][1]

@@ -184,9 +184,22 @@ def test_the_wait_for_a_busy_first_stage_is_no_host_overhead() -> None:
     assert found.host_overhead == Spread(1, 5.0, 5.0, 5.0, 5.0, 5.0)  # 4 until the push, and 1 once the stage was free
 
 
+def test_a_step_pushed_ahead_has_only_the_tokens_way_left_in_its_host_overhead() -> None:
+    first = step(1, (0.0, 10.0))
+    ahead = step(2, (11.0, 20.0), began=1.0, ahead=True)
+    assert report([first, ahead]).host_overhead == Spread(1, 1.0, 1.0, 1.0, 1.0, 1.0)
+    other, late = step(2, (10.0, 40.0), queue=1), step(3, (42.0, 50.0), began=1.0, ahead=True)
+    found = report([first, other, late]).host_overhead
+    assert found == Spread(1, 2.0, 2.0, 2.0, 2.0, 2.0), "the first stage was busy until 40"
+
+
+def test_rows_that_came_from_other_queues_did_not_wait_for_this_one() -> None:
+    first = step(1, (0.0, 10.0), tokens=4)
+    assert report([first, step(2, (15.0, 20.0), tokens=5)]).host_overhead is None
+
+
 def test_host_overhead_is_of_steps_that_had_to_wait_for_the_one_before() -> None:
     first = step(1, (0.0, 10.0))
-    assert report([first, step(2, (10.0, 20.0), began=1.0, ahead=True)]).host_overhead is None
     assert report([first, step(2, (15.0, 20.0), tokens=8, chunk=8)]).host_overhead is None
     assert report([first, step(2, (15.0, 20.0), queue=1)]).host_overhead is None
     assert report([first, step(2, (15.0, 20.0), began=7.5)]).host_overhead is None, "booked before the end at 10"
