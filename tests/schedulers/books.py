@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_engine.core.config import SchedulerConfig
@@ -38,41 +38,58 @@ class Books:
         scheduler: str = "default",
         num_stages: int = 1,
         look_ahead: int = 0,
+        parts: Mapping[str, Any] | None = None,
     ) -> None:
+        """``parts``: settings of the scheduler beside its preset, by name."""
         self.table = RequestTable(num_queues, 4, num_stages=num_stages, look_ahead=look_ahead)
         self._steps = 0
         self.kv = KVCacheManager(num_blocks + 1, 4, sliding_window=window)
         self.view = KVView(self.kv)
         self.limits = Limits(max_num_seqs, max_micro_batch_seqs, max_num_batched_tokens, chunk_unit, threshold)
         self.resources = ResourceManager(resources)
-        self.scheduler: Scheduler = make_scheduler(SchedulerConfig(scheduler=scheduler), self.limits, self.resources)
+        self.scheduler: Scheduler = make_scheduler(
+            SchedulerConfig(scheduler=scheduler, **(parts or {})), self.limits, self.resources
+        )
 
-    def _make(self, known: int, max_tokens: int, first: int | None) -> Request:
+    def _make(self, known: int, max_tokens: int, first: int | None, priority: int = 0) -> Request:
         number = len(self.table.requests)
         prompt = [number if first is None else first] + [50 + i % 40 for i in range(known - 1)]
-        request = Request(RequestId(number), str(number), prompt, SamplingParams(), known + max_tokens, 0.0)
+        request = Request(
+            RequestId(number), str(number), prompt, SamplingParams(), known + max_tokens, 0.0, priority=priority
+        )
         request.block_hashes = hash_blocks(prompt, 4)
         self.table.add(request)
         return request
 
-    def waiting(self, known: int, *, first: int | None = None) -> Request:
+    def waiting(self, known: int, *, first: int | None = None, max_tokens: int = 50, priority: int = 0) -> Request:
         """One that arrived. Those with the same ``first`` token share their prefix."""
-        request = self._make(known, 50, first)
+        request = self._make(known, max_tokens, first, priority)
         self.scheduler.add(request)
         return request
 
-    def prefilling(self, known: int, computed: int, *, in_flight: int = 0, first: int | None = None) -> Request:
+    def prefilling(
+        self,
+        known: int,
+        computed: int,
+        *,
+        in_flight: int = 0,
+        first: int | None = None,
+        max_tokens: int = 50,
+        priority: int = 0,
+    ) -> Request:
         """A resident with part of its prompt computed; its full blocks can be found."""
-        request = self._make(known, 50, first)
+        request = self._make(known, max_tokens, first, priority)
         self._hold(request, computed)
         self.table.start_prefill(request)
         self.table.fill_to(request, computed)
         request.num_in_flight = in_flight
         return request
 
-    def decoding(self, known: int, *, queue: int = 0, first: int | None = None) -> Request:
+    def decoding(
+        self, known: int, *, queue: int = 0, first: int | None = None, max_tokens: int = 50, priority: int = 0
+    ) -> Request:
         """A resident that waits to compute its last known token."""
-        request = self._make(known, 50, first)
+        request = self._make(known, max_tokens, first, priority)
         self._hold(request, known - 1)
         self.table.start_prefill(request, known - 1)
         self.table.start_decode(request, queue)
@@ -101,6 +118,7 @@ class Books:
         self.kv.add_sequence(request.request_id, (), request.num_tokens, read_prefix=False)
         self.kv.grow(request.request_id, computed)
         self.kv.publish(request.request_id, request.block_hashes, computed, 0)
+        self.scheduler.capacity.started(request)
 
     def plan(self) -> StepPlan | None:
         return self.scheduler.schedule(0.0, self.table, self.view)
