@@ -1,8 +1,8 @@
 """The books of an engine driven without stages, to see what deciding and book-keeping cost the host.
 
 Requests are like those of a service: prompts of about 512 tokens whose lengths spread over a block, the first 64 shared
-within a tenant; answers end in turn. Nothing is timed but ``EngineCore.schedule`` and ``EngineCore.retire``: the callers'
-threads make requests and hash prompts, the stages compute.
+within a tenant; answers end in turn. Nothing is timed but ``EngineCore.schedule`` and ``EngineCore.retire``: in an
+engine the callers' threads make requests and hash prompts, and the stages compute.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
 from ..core.config import EngineConfig
 from ..core.request import BlockHash, Request, RequestId
@@ -32,10 +32,12 @@ ANSWER_TOKENS = 256
 """Of a request in a mixed load; with few running less, so that somebody ends in each step."""
 MAX_CHUNK = 256
 """Longest chunk of a mixed load: each prompt comes in two or three."""
-PREFILL_TOKENS = 8192
-"""Budget of a micro-batch beside its decodes, while the residents are brought in."""
 WARM_UP_STEPS = 20
+WATCHED_STEPS = 20
+"""In which the parts are timed, apart from the others: it costs a microsecond or two."""
 MIXES = ("decode", "mixed")
+_FULL = 0.9
+"""Share of the seats that are taken at any time of a mixed load."""
 _TURN = 4
 """Steps from a request's end to the first token of the one who takes its seat."""
 _TOKEN, _END = 7, 2
@@ -43,6 +45,10 @@ _SECONDS_PER_STEP = 0.02
 _FOREVER = 1e9
 
 PARTS = ("decide", "ordering", "capacity", "check", "book", "retire", "update")
+
+
+class NoSuchLoad(Exception):
+    """The scheduler does not let such a load come about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class StepTimes:
     update: int
 
 
-@lru_cache(maxsize=None)
+@cache
 def prompt(number: int) -> tuple[Sequence[int], Sequence[BlockHash]]:
     """The tokens of request ``number`` and the hashes of their blocks; ids are shared objects, to spare memory."""
     ids = _token_ids()
@@ -63,7 +69,7 @@ def prompt(number: int) -> tuple[Sequence[int], Sequence[BlockHash]]:
     return tokens, tuple(hash_blocks(tokens, BLOCK_SIZE))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _token_ids() -> list[int]:
     return [3 + i * 37 % 30_000 for i in range(8192)]
 
@@ -76,30 +82,43 @@ class HostLoad:
     """
 
     def __init__(self, scheduler: str, running: int, mix: str, *, steps: int) -> None:
-        """``steps``: how many will be run, as far as it is known: nobody ends before where nobody is to."""
+        """``steps``: how many will be run, as far as it is known: nobody ends before where nobody is to. Raises
+        ``NoSuchLoad`` where the scheduler does not let it come about."""
         assert mix in MIXES
-        self.running, self.mixed = running, mix == "mixed"
+        self.scheduler, self.running, self.mixed = scheduler, running, mix == "mixed"
         self.ends_per_step = max(1, running // ANSWER_TOKENS)
-        budget = running + (max(2, self.ends_per_step) * PROMPT_TOKENS if self.mixed else PREFILL_TOKENS)
-        longest = PROMPT_TOKENS + BLOCK_SIZE + ANSWER_TOKENS
-        self._answer = max(1, running // self.ends_per_step - _TURN)
-        if not self.mixed:
-            # Those who come in first decode until the last ones do.
-            self._answer = steps + BLOCK_SIZE + -(-running * (PROMPT_TOKENS + BLOCK_SIZE) // PREFILL_TOKENS)
-            longest = PROMPT_TOKENS + BLOCK_SIZE + self._answer
+        longest = PROMPT_TOKENS + BLOCK_SIZE
+        if self.mixed:
+            budget = running + max(2, self.ends_per_step) * PROMPT_TOKENS
+            self._answer = max(1, running // self.ends_per_step - _TURN)
+        else:
+            budget = running * longest  # one micro-batch brings in everybody
+            self._answer = steps + BLOCK_SIZE
+        longest += self._answer
+        num_kv_blocks = 1 + (running + 1) * -(-longest // BLOCK_SIZE)
+        threshold = MAX_CHUNK if self.mixed else None
         config = EngineConfig.of(
             scheduler=scheduler,
             max_num_seqs=running,
             max_num_batched_tokens=budget,
-            long_prefill_token_threshold=MAX_CHUNK if self.mixed else None,
+            long_prefill_token_threshold=threshold,
         )
-        self.core = make_core(
-            config,
-            num_kv_blocks=1 + (running + 1) * -(-longest // BLOCK_SIZE),
-            block_size=BLOCK_SIZE,
-            num_stages=1,
-            on_cuda=False,
-        )
+        self.core = make_core(config, num_kv_blocks=num_kv_blocks, block_size=BLOCK_SIZE, num_stages=1, on_cuda=False)
+        self.described = {
+            "running": running,
+            "mix": mix,
+            "max_num_batched_tokens": budget,
+            "long_prefill_token_threshold": threshold,
+            "num_kv_blocks": num_kv_blocks,
+            "block_size": BLOCK_SIZE,
+            "prompt_tokens": PROMPT_TOKENS,
+            "shared_tokens": SHARED_TOKENS,
+            "tenants": TENANTS,
+            "answer_tokens": self._answer,
+            "ends_per_step": self.ends_per_step,
+            "token_ids": _token_ids(),
+        }
+        """The same load for somebody else's scheduler."""
         self._numbers = itertools.count()
         self._results: deque[StepResult] = deque()
         self._now = 0.0
@@ -114,9 +133,18 @@ class HostLoad:
         """As many more arrive as are missing."""
         while self.core.num_waiting < count:
             self._arrive(self._answer, priority=1)
+        gc.collect()  # what the making of requests left behind is not the steps' to pay for
 
-    def step(self) -> StepTimes:
-        """Every plan that can be made now, then one result; as many arrive as ended."""
+    def run(self, steps: int) -> list[StepTimes]:
+        """So many steps. Raises ``NoSuchLoad`` where they do not keep the seats taken."""
+        times = [one for one in (self.step() for _ in range(steps)) if one is not None]
+        least = self.running * (_FULL if self.mixed else 1)
+        if len(times) < steps or self.core.table.num_resident < least:
+            raise NoSuchLoad(f"{self.core.table.num_resident} of {self.running} are resident")
+        return times
+
+    def step(self) -> StepTimes | None:
+        """Every plan that can be made now, then one result; as many arrive as ended. ``None`` if nothing was."""
         core, clock = self.core, time.perf_counter_ns
         self._now += _SECONDS_PER_STEP
         began = clock()
@@ -127,6 +155,8 @@ class HostLoad:
             began = clock()
             plan = core.schedule(self._now)
             scheduling += clock() - began
+        if not self._results:
+            return None
         result = self._results.popleft()
         began = clock()
         retired = core.retire(result, self._now)
@@ -162,11 +192,23 @@ class HostLoad:
     def _fill(self) -> None:
         """Until everybody decodes; in a mixed load as many arrive in each step as are to end later."""
         missing, at_once = self.running, self.ends_per_step if self.mixed else self.running
-        while missing or not (self.num_ended if self.mixed else self.core.table.num_decoding == self.running):
+        for _ in range(2 * ANSWER_TOKENS + 100):
             for _ in range(min(missing, at_once)):
                 self._arrive(self._answer, priority=0)
             missing -= min(missing, at_once)
-            self.step()
+            if not self.step():
+                break
+            if not missing and (self.num_ended if self.mixed else self.core.table.num_decoding == self.running):
+                break
+        if self.core.table.num_resident < _FULL * self.running:
+            raise NoSuchLoad(f"{self.core.table.num_resident} of {self.running} became resident")
+
+
+class Peer(Protocol):
+    """Somebody else's scheduler under the same load."""
+
+    def set_waiting(self, count: int) -> None: ...
+    def run(self, steps: int) -> list[StepTimes]: ...
 
 
 class Stopwatch:
@@ -175,7 +217,7 @@ class Stopwatch:
 
     def __init__(self, load: HostLoad) -> None:
         self.spent: Counter[str] = Counter()
-        """Nanoseconds by part."""
+        """Nanoseconds by part, since they were last taken."""
         core, scheduler = load.core, load.core.scheduler
         ordering, capacity = getattr(scheduler, "ordering", None), getattr(scheduler, "capacity", None)
         self._wrapped = [
@@ -198,6 +240,11 @@ class Stopwatch:
     def __exit__(self, *_: object) -> None:
         for owner, name, _part in self._wrapped:
             delattr(owner, name)
+
+    def take(self) -> Counter[str]:
+        """What was spent since the last call."""
+        found, self.spent = self.spent, Counter()
+        return found
 
     def _timed(self, inner: Callable[..., Any], part: str) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
@@ -235,39 +282,39 @@ class Stopwatch:
 
 
 def measure(
-    scheduler: str,
-    running: int,
-    waiting: Sequence[int],
-    mix: str,
+    load: HostLoad,
+    waiting: int,
     steps: int,
-    on_step: Callable[[], None] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """A row for each number of ``waiting``, which must rise. ``on_step`` is called after each of ``steps`` steps."""
-    watched = max(10, steps // 5)
-    load = HostLoad(scheduler, running, mix, steps=len(waiting) * (WARM_UP_STEPS + steps + watched))
-    for count in waiting:
-        load.set_waiting(count)
-        gc.collect()  # what the making of requests left behind is not the steps' to pay for
-        for _ in range(WARM_UP_STEPS):
-            load.step()
-        times = []
-        for _ in range(steps):
-            times.append(load.step())
-            if on_step is not None:
-                on_step()
-        assert load.core.table.num_resident == running or load.mixed, "somebody came or went"
-        with Stopwatch(load) as watch:
-            for _ in range(watched):
-                load.step()
-        parts = {part: watch.spent[part] / watched / 1000 for part in PARTS}
-        yield {
-            "scheduler": scheduler,
-            "running": running,
-            "waiting": count,
-            "mix": mix,
-            **figures(times),
-            "parts_us": parts,
-        }
+    rounds: int = 1,
+    peer: Peer | None = None,
+    on_round: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """A row of the report, of ``rounds`` times ``steps`` steps; a ``peer`` under the same load takes turns."""
+    loads: list[Any] = [load] if peer is None else [load, peer]
+    for one in loads:
+        one.set_waiting(waiting)
+        one.run(WARM_UP_STEPS)
+    times: list[list[list[StepTimes]]] = [[] for _ in loads]
+    for number in range(rounds):
+        for index in range(len(loads)) if number % 2 == 0 else reversed(range(len(loads))):
+            times[index].append(loads[index].run(steps))
+        if on_round is not None:
+            on_round()
+    with Stopwatch(load) as watch:
+        watched = [watch.take() for _ in range(WATCHED_STEPS) if load.run(1)]
+    row: dict[str, Any] = {
+        "scheduler": load.scheduler,
+        "running": load.running,
+        "waiting": waiting,
+        "mix": MIXES[load.mixed],
+        **figures([one for each in times[0] for one in each]),
+        "parts_us": {part: statistics.median(one[part] / 1000 for one in watched) for part in PARTS},
+    }
+    if peer is not None:
+        p50s = [[figures(each)["p50_us"] for each in one] for one in times]
+        ratios = [theirs / ours for ours, theirs in zip(*p50s, strict=True)]
+        row["vllm"] = {**figures([one for each in times[1] for one in each]), "ratios": ratios}
+    return row
 
 
 def figures(times: Sequence[StepTimes]) -> dict[str, float]:
