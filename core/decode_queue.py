@@ -54,7 +54,7 @@ class DecodeQueue:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __contains__(self, request_id: int) -> bool:
+    def __contains__(self, request_id: object) -> bool:
         return request_id in self._row_of
 
     def __iter__(self) -> Iterator[Request]:

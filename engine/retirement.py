@@ -104,8 +104,10 @@ def _advance_decodes(queue: DecodeQueue, retired: Retired, tokens: list[int]) ->
     flight, rows = retired.flight, list(range(len(tokens)))
     requests = flight.requests[: len(tokens)]
     if flight.generation != queue.generation:
-        rows = [row for row, request in enumerate(requests) if request.queue == queue.index]
-        if len(rows) < len(tokens):
+        # Somebody came or left; mostly none of these, since who ends is not in the step made ahead of that.
+        queues = [request.queue for request in requests]
+        if queues.count(queue.index) < len(queues):
+            rows = [row for row in rows if queues[row] == queue.index]
             requests, tokens = [requests[row] for row in rows], [tokens[row] for row in rows]
     for request, token in zip(requests, tokens, strict=True):
         request.token_ids.append(token)

@@ -9,9 +9,8 @@ to every block after.
 from __future__ import annotations
 
 import struct
-import sys
-from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from hashlib import blake2b
 
 from ..core.request import BlockHash
@@ -30,19 +29,22 @@ def hash_blocks(
     are read. The hashes are the same in every process and on every machine.
     """
     hashes: list[BlockHash] = [] if known is None else known
-    start, stop = len(hashes) * block_size, len(token_ids) // block_size * block_size
-    if start >= stop:
-        return hashes
-    tokens = array("i", token_ids[start:stop])
-    if sys.byteorder == "big":
-        tokens.byteswap()
-    packed = tokens.tobytes()
-    width = block_size * tokens.itemsize
+    pack = _packer(block_size)
     parent: bytes = hashes[-1] if hashes else _root(extra)
-    for offset in range(0, len(packed), width):
-        parent = blake2b(parent + packed[offset : offset + width], digest_size=HASH_BYTES).digest()
-        hashes.append(BlockHash(parent))
+    try:
+        for start in range(len(hashes) * block_size, len(token_ids) - block_size + 1, block_size):
+            packed = pack(*token_ids[start : start + block_size])
+            parent = blake2b(parent + packed, digest_size=HASH_BYTES).digest()
+            hashes.append(BlockHash(parent))
+    except struct.error as error:
+        raise OverflowError(f"a token id is no 32-bit number: {error}") from error
     return hashes
+
+
+@cache
+def _packer(block_size: int) -> Callable[..., bytes]:
+    """Tokens as little-endian 32-bit numbers."""
+    return struct.Struct(f"<{block_size}i").pack
 
 
 def extra_key(adapter_id: str | None, cache_salt: str | None) -> bytes | None:

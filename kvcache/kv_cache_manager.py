@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..core.errors import ConfigError
 from ..core.request import BlockHash
@@ -196,8 +196,7 @@ class KVCacheManager:
             priority=retention_priority,
             may_publish=self.enable_prefix_caching,
         )
-        for index in range(num_passed, num_found):
-            self._keep(seq_id, index, found=True)
+        self._keep(seq_id, range(num_passed, num_found), found=True)
         return num_found * self.block_size
 
     def grow(self, seq_id: int, num_tokens: int, num_computed: int | None = None) -> list[int]:
@@ -248,9 +247,10 @@ class KVCacheManager:
         if first >= stop or not sequence.may_publish:
             return
         assert stop <= len(sequence.table), f"sequence {seq_id} has no blocks for {num_tokens} tokens"
-        for index in range(max(first, sequence.num_passed), stop):
+        filled = range(max(first, sequence.num_passed), stop)
+        for index in filled:
             self.cache.publish(sequence.table[index], hashes[index], step)
-            self._keep(seq_id, index, found=False)
+        self._keep(seq_id, filled, found=False)
         sequence.num_published = stop
         sequence.last_step = step if sequence.last_step is None else max(sequence.last_step, step)
 
@@ -299,11 +299,13 @@ class KVCacheManager:
         for block, block_hash in enumerate(self.cache.hash_of):
             assert block_hash is not None or self.pool.priority(block) == 0, f"block {block} is empty but kept"
 
-    def _keep(self, seq_id: int, index: int, *, found: bool) -> None:
-        priority = self.retention(seq_id, index, found=found)
-        if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
-            raise ValueError(f"{type(self).__name__}.retention is {priority!r}; allowed: 0 to {MAX_PRIORITY}")
-        self.pool.set_priority(self._sequences[seq_id].table[index], priority)
+    def _keep(self, seq_id: int, indices: Iterable[int], *, found: bool) -> None:
+        table, set_priority = self._sequences[seq_id].table, self.pool.set_priority
+        for index in indices:
+            priority = self.retention(seq_id, index, found=found)
+            if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
+                raise ValueError(f"{type(self).__name__}.retention is {priority!r}; allowed: 0 to {MAX_PRIORITY}")
+            set_priority(table[index], priority)
 
     def _find(self, hashes: Sequence[BlockHash], num_tokens: int, known: Sequence[int] = ()) -> tuple[int, list[int]]:
         """Blocks found, and those of them that must be held; ``known``: the first of them, where they are known."""

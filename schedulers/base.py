@@ -229,4 +229,5 @@ class Scheduler:
         if step.plan.paused_ids or step.is_short:
             return False
         # A micro-batch that knows nothing of looking ahead takes every row.
-        return set(step.queue.ending()).isdisjoint(step.plan.decode_ids)
+        ending = step.queue.ending()
+        return not ending or set(ending).isdisjoint(step.plan.decode_ids)
