@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.workloads import Workload, make_prompts
 
 MIXES = {
-    "decode": Workload(256, 0, 16, 64),
+    "decode": Workload(256, 0, 16, 128),
     "prefill": Workload(32, 0, 512, 8),
     "many": Workload(256, 0, 64, 64),
     "prompt": Workload(1, 0, 2048, 2),
