@@ -1,8 +1,8 @@
 """Earliest deadline first; what cannot make its own any more is shed.
 
-The rule of Liu and Layland (1973), without displacing residents: on one machine it meets every deadline that any order
-meets, as long as all can be met. Beyond that it would serve just those that are about to fail, so whoever cannot make
-it is ended with ``RequestShedError`` while it waits, and its time goes to those who can.
+The deadline-driven rule of Liu and Layland (1973), without displacing residents. Where not all can be in time it would
+serve just those that are about to fail, so whoever cannot make it is ended with ``RequestShedError`` while it waits,
+and its time goes to those who can.
 
 A request without a deadline counts as due ``default_deadline_ms`` after its arrival, so it waits for a bounded time;
 it is never shed. Nor is one that has output already: its caller has been reading it.
