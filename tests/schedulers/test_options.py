@@ -163,7 +163,7 @@ def test_a_whole_scheduler_is_told_its_options_too() -> None:
         ({"capacity.aging_s": 1}, "allowed: ordering.aging_s: it is an option of ordering "),
         ({"capacity.zzz": 1}, "allowed: shared, watermark of capacity"),
         ({"queue.aging_s": 1}, "qualified by ordering or capacity or micro_batch"),
-        ({"micro_batch.top": 1}, "micro_batch greedy"),
+        ({"micro_batch.top": 1}, "allowed: ordering.top"),
         ({"top": 1, "ordering.top": 2}, "top once; it is given twice"),
         ({"top": "many"}, "top is 'many'; allowed: a whole number"),
         ({"top": 1.5}, "top is 1.5; allowed: a whole number"),
