@@ -82,16 +82,20 @@ def failing(*words: str) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "expected", "says"),
     [
-        (("/nowhere/model", "--port", "0"), "/nowhere/model"),
-        (("--port", "0", "--num-kv-blocks", "2", "--max-model-len", "5000000"), "max_model_len"),
-        (("--port", "0", "--scheduler", "gredy"), "did you mean 'greedy'?"),
+        (("/nowhere/model", "--port", "0"), 1, "/nowhere/model"),
+        (("--port", "0", "--num-kv-blocks", "2", "--max-model-len", "5000000"), 1, "max_model_len"),
+        (("--port", "0", "--scheduler", "gredy"), 2, "did you mean 'greedy'?"),
+        (("--port", "0", "--kv-cache-manager", "lruu"), 2, "did you mean 'lru'?"),
+        (("--port", "0", "--resource", "nowhere:Slots"), 2, "can be imported"),
     ],
 )
-def test_an_engine_that_cannot_start_ends_the_command_with_its_message(words: tuple[str, ...], says: str) -> None:
+def test_an_engine_that_cannot_start_ends_the_command_with_its_message(
+    words: tuple[str, ...], expected: int, says: str
+) -> None:
     code, lines = failing(*words)
-    assert code == 1
+    assert code == expected
     assert len(lines) == 1, lines
     assert lines[0].startswith("llm-engine serve: error: ")
     assert says in lines[0]
