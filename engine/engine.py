@@ -73,6 +73,8 @@ class Engine:
             version=__version__,
             engine=engine_label,
             num_stages=executor.num_stages,
+            max_tenants=observed.metrics_tenants,
+            max_priorities=observed.metrics_priorities,
             books=books,
         )
         self._delivery = DeliveryThread(f"{self.name}-delivery")
@@ -92,7 +94,7 @@ class Engine:
             raise
         assert make_state.info is not None
         self.info: ExecutorInfo = make_state.info
-        self.trace.metadata = describe_run(self.state.core, self.info, model_name)
+        self.trace.metadata = describe_run(self.state.core, self.info, model_name, on_cuda)
         self._scheduling = SchedulingThread(self.state, executor, f"{self.name}-scheduling")
         self._scheduling.thread.start()
         self._ender = weakref.finalize(self, _signal_end, self.state, executor)
