@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def settings_of(setup: Setup, run: SimulationRun) -> dict[str, Any]:
     """Everything the figures depend on, defaults resolved."""
     from ..simulation.entries import resolved_names
+    from ..simulation.fitted import ANY_LENGTH
 
     engine = setup.engine
     said = {
@@ -95,7 +96,7 @@ def settings_of(setup: Setup, run: SimulationRun) -> dict[str, Any]:
         "num_layers": sum(setup.split),
         "hardware": setup.hardware,
         "dtype": setup.dtype,
-        "max_model_len": setup.max_model_len,
+        "max_model_len": setup.max_model_len if setup.max_model_len < ANY_LENGTH else None,
         "rate": str(setup.simulation.rate) if math.isinf(setup.simulation.rate) else setup.simulation.rate,
         "requests": len(setup.arrivals),
         "layers_per_stage": list(setup.split),
@@ -153,6 +154,9 @@ def _metadata(setup: Setup, run: SimulationRun) -> Any:
         limits=asdict(setup.limits),
         num_kv_blocks=setup.num_kv_blocks,
         block_size=setup.block_size,
+        on_cuda=setup.on_cuda,
+        sliding_window=setup.sliding_window,
+        max_model_len=setup.max_model_len,
         simulated=True,
     )
 

@@ -12,7 +12,7 @@ from .core import EngineCore
 from .executors.base import ExecutorInfo
 
 
-def describe_run(core: EngineCore, info: ExecutorInfo, model_name: str) -> TraceMetadata:
+def describe_run(core: EngineCore, info: ExecutorInfo, model_name: str, on_cuda: bool) -> TraceMetadata:
     """For an engine whose stages just came up."""
     return TraceMetadata(
         version=__version__,
@@ -25,6 +25,9 @@ def describe_run(core: EngineCore, info: ExecutorInfo, model_name: str) -> Trace
         num_kv_blocks=info.num_kv_blocks,
         block_size=info.block_size,
         num_cores=os.cpu_count(),
+        on_cuda=on_cuda,
+        sliding_window=core.kv.layout.sliding_window,
+        max_model_len=info.model.max_model_len,
         started_at=time.time(),
         clock=time.monotonic(),
     )

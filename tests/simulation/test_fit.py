@@ -164,6 +164,41 @@ def test_a_fit_may_have_another_link(tmp_path: Path, source: list[StepStats]) ->
 
 
 @pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"hardware": "rtx-4070"}, "hardware"),
+        ({"num_layers": 12}, "num_layers"),
+        ({"model_shape": "llama-2-7b"}, "model_shape"),
+        ({"model_shape": "llama-2-7b", "link": "ipc", "num_layers": 3}, "num_layers"),
+    ],
+)
+def test_what_a_trace_tells_is_not_told_beside_it(
+    tmp_path: Path, source: list[StepStats], settings: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConfigError, match="nothing beside fit") as refused:
+        set_up(SimulationConfig(fit=trace_file(tmp_path, source), stages=2, **settings))
+    assert refused.value.field == field
+
+
+def test_device_window_and_context_are_those_of_the_trace(tmp_path: Path, source: list[StepStats]) -> None:
+    path = trace_file(tmp_path, source, on_cuda=True, sliding_window=64, max_model_len=300, limits={})
+    settings = SimulationConfig(fit=path, stages=2, input_len=200, output_len=100)
+    setup = set_up(settings)
+    assert (setup.on_cuda, setup.sliding_window, setup.max_model_len) == (True, 64, 300)
+    assert setup.limits.max_num_batched_tokens == 2048
+    assert setup.make_core().kv.layout.sliding_window == 64
+    with pytest.raises(ConfigError, match="the context is 300 tokens"):
+        set_up(replace(settings, output_len=101))
+    assert "does not tell" not in setup.stages_are
+
+
+def test_what_an_older_trace_does_not_tell_is_said(tmp_path: Path, source: list[StepStats]) -> None:
+    setup = set_up(SimulationConfig(fit=trace_file(tmp_path, source), stages=2))
+    assert (setup.on_cuda, setup.sliding_window) == (False, None)
+    assert "does not tell its device and window" in setup.stages_are
+
+
+@pytest.mark.parametrize(
     ("about", "steps", "said"),
     [
         ({"layers_per_stage": ()}, 100, "layers"),
