@@ -193,9 +193,16 @@ class ObservabilityConfig:
 
     trace: str | None = option(None, "write a step trace here at the end; Perfetto opens it, and llm-engine trace")
     trace_steps: int = option(100_000, "steps the trace holds, the last ones; about a kilobyte of memory each")
+    metrics_tenants: int = option(
+        16, "tenants with metrics of their own, the first that come; the rest count as other; 0: none by tenant"
+    )
+    metrics_priorities: int = option(
+        16, "priorities with metrics of their own, the first that come; the rest count as other; 0: none by priority"
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "trace_steps")
+        check_at_least(self, 0, "metrics_tenants", "metrics_priorities")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +271,8 @@ class EngineSettings(TypedDict, total=False):
     on_stage_death: str
     trace: str | None
     trace_steps: int
+    metrics_tenants: int
+    metrics_priorities: int
 
 
 PARTS: Mapping[str, type[Any]] = {

@@ -73,6 +73,8 @@ class Engine:
             version=__version__,
             engine=engine_label,
             num_stages=executor.num_stages,
+            max_tenants=observed.metrics_tenants,
+            max_priorities=observed.metrics_priorities,
             books=books,
         )
         self._delivery = DeliveryThread(f"{self.name}-delivery")

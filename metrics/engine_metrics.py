@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from prometheus_client import CollectorRegistry
 
 from ..core.trace import StepStats
 from .families import families_of
+from .histogram import Histogram
 from .pipeline_metrics import PipelineMetrics
+from .request_groups import RequestGroups
 from .step_parts import PARTS
 
 TTFT_BUCKETS = (
@@ -62,6 +63,8 @@ class FirstTokenSample:
     """Until it was first scheduled."""
     prompt_tokens: int
     """The whole prompt, cached part included. For n > 1 give it with the first choice only, 0 with the others."""
+    tenant: str | None = None
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -72,6 +75,10 @@ class FinishedSample:
     """A ``FinishReason``, or ``shed``."""
     e2e_seconds: float
     """From arrival."""
+    generation_tokens: int = 0
+    """All it got."""
+    tenant: str | None = None
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -96,34 +103,12 @@ class BooksSample:
     num_queues: int = 1
 
 
-class _Histogram:
-    """Bucket counts and a sum; the owner's lock covers it."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def add(self, value: float, count: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += count
-        self.total += value * count
-
-    def read(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative (upper bound, count) pairs, and the sum."""
-        running, buckets = 0, []
-        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
-            running += count
-            buckets.append((bound, float(running)))
-        return buckets, self.total
-
-
 class EngineMetrics:
     """One engine's numbers in a registry. Every method may be called from any thread.
 
     ``registry`` may be private or shared. ``engine`` is the value of the label; the lowest number nobody in that
-    registry uses when absent. ``books`` is called at each scrape, in the scraping thread; it should copy under the
+    registry uses when absent. ``max_tenants``, ``max_priorities``: how many of them have series of their own, the first
+    that come; 0 for none. ``books`` is called at each scrape, in the scraping thread; it should copy under the
     state lock and hold nothing else. Raises ``ConfigError`` for a label already taken in that registry.
     """
 
@@ -135,6 +120,8 @@ class EngineMetrics:
         version: str,
         engine: str | None = None,
         num_stages: int = 1,
+        max_tenants: int = 0,
+        max_priorities: int = 0,
         books: Callable[[], BooksSample] = BooksSample,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -142,13 +129,15 @@ class EngineMetrics:
         self._books = books
         self._lock = threading.Lock()
         """Covers the numbers below. Nothing is called while it is held."""
-        self._ttft = _Histogram(TTFT_BUCKETS)
-        self._inter_token = _Histogram(INTER_TOKEN_BUCKETS)
-        self._e2e = _Histogram(REQUEST_BUCKETS)
-        self._queue_time = _Histogram(QUEUE_BUCKETS)
-        self._step = _Histogram(STEP_BUCKETS)
-        self._micro_batch = _Histogram(MICRO_BATCH_BUCKETS)
+        self._ttft = Histogram(TTFT_BUCKETS)
+        self._inter_token = Histogram(INTER_TOKEN_BUCKETS)
+        self._e2e = Histogram(REQUEST_BUCKETS)
+        self._queue_time = Histogram(QUEUE_BUCKETS)
+        self._step = Histogram(STEP_BUCKETS)
+        self._micro_batch = Histogram(MICRO_BATCH_BUCKETS)
         self._pipeline = PipelineMetrics(num_stages, clock)
+        self._by_tenant = RequestGroups("tenant", max_tenants, TTFT_BUCKETS, QUEUE_BUCKETS)
+        self._by_priority = RequestGroups("priority", max_priorities, TTFT_BUCKETS, QUEUE_BUCKETS)
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._finished: defaultdict[str, int] = defaultdict(
@@ -175,12 +164,16 @@ class EngineMetrics:
             self._ttft.add(sample.ttft_seconds)
             self._queue_time.add(sample.queue_seconds)
             self._prompt_tokens += sample.prompt_tokens
+            for groups, value in ((self._by_tenant, sample.tenant), (self._by_priority, sample.priority)):
+                groups.first_token(value, sample.ttft_seconds, sample.queue_seconds, sample.prompt_tokens)
 
     def record_finished(self, sample: FinishedSample) -> None:
         """Count a request that ended, for whatever reason."""
         with self._lock:
             self._finished[str(sample.reason)] += 1
             self._e2e.add(sample.e2e_seconds)
+            self._by_tenant.finished(sample.tenant, sample.generation_tokens)
+            self._by_priority.finished(sample.priority, sample.generation_tokens)
 
     def record_rejected(self, reason: str) -> None:
         """Count a request refused before it was queued: ``queue_full``, ``capacity`` or ``invalid``."""
@@ -217,6 +210,8 @@ class EngineMetrics:
             }
             num_steps, part_seconds = pipeline.num_steps, list(pipeline.part_seconds)
             imbalance = pipeline.imbalance(books.num_queues)
+            self._by_tenant.collect_into(families, labels)
+            self._by_priority.collect_into(families, labels)
         values |= {
             "num_requests_running": books.num_running,
             "num_requests_waiting": books.num_waiting,

@@ -97,6 +97,8 @@ def record_step(metrics: EngineMetrics, retired: Retired, stats: StepStats) -> N
                 first - request.arrival,
                 scheduled - request.arrival,
                 request.num_prompt_tokens if request.choice_index == 0 else 0,
+                request.tenant,
+                request.priority,
             )
         )
 
@@ -104,4 +106,7 @@ def record_step(metrics: EngineMetrics, retired: Retired, stats: StepStats) -> N
 def record_finished(metrics: EngineMetrics, delta: Delta) -> None:
     """Tell the metrics of one request's end. Shedding is a decision, not a fault: it is counted by itself."""
     reason = "shed" if isinstance(delta.error, RequestShedError) else (delta.finish_reason or FinishReason.ERROR).value
-    metrics.record_finished(FinishedSample(reason, delta.at - delta.request.arrival))
+    request = delta.request
+    metrics.record_finished(
+        FinishedSample(reason, delta.at - request.arrival, request.num_output_tokens, request.tenant, request.priority)
+    )
