@@ -73,6 +73,8 @@ def test_a_trace_is_written_when_the_engine_is_closed(tmp_path: Path, stages: in
     assert (about.version, about.model, about.scheduler, about.num_stages) == (__version__, "custom", "default", stages)
     assert sum(about.layers_per_stage) == 3 and len(about.layers_per_stage) == stages
     assert about.limits["max_num_batched_tokens"] == 32
+    assert (about.on_cuda, about.sliding_window) == (False, None)
+    assert about.max_model_len == llm.max_model_len
     assert about.started_at == pytest.approx(time.time(), abs=60)
     assert about.clock <= trace.records[0].began_at
     assert [p.name for p in tmp_path.iterdir()] == ["trace.json"]
