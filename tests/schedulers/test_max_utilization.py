@@ -1,11 +1,20 @@
-"""Who may hold memory: what fits now beside what was promised; a shortage pauses the youngest."""
+"""Who may hold memory: what fits now beside what was promised; whom a shortage and whom a newcomer pauses."""
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_engine.core.errors import CapacityError, ConfigError
+from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.schedulers.base import Verdict
-from llm_engine.schedulers.capacities.max_utilization import MaxUtilization
+from llm_engine.schedulers.capacities.max_utilization import MaxUtilization, MaxUtilizationOptions
+from llm_engine.schedulers.orderings.priority import PriorityOrdering
+from tests.engine.core_driver import CoreDriver
+from tests.engine.test_core_properties import check_outcomes, live, lives, shapes
 from tests.schedulers.books import Books, Places, chunks
 
 # -- making room
@@ -143,3 +152,457 @@ def test_resources_are_promised_once_in_a_pass() -> None:
     books.waiting(4)
     books.waiting(4)
     assert chunks(books.plan()) == {0: 4}
+
+
+# -- options of admission
+
+
+def capacity(**options: Any) -> MaxUtilization:
+    return MaxUtilization(MaxUtilizationOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("known", "verdict"),
+    [
+        pytest.param(24, Verdict.ADMIT, id="leaves just the watermark"),
+        pytest.param(25, Verdict.STOP, id="would leave a block less"),
+    ],
+)
+def test_the_watermark_stays_free(known: int, verdict: Verdict) -> None:
+    books = Books(num_blocks=10)
+    books.decoding(9)  # holds 2 of 10; the watermark is 2
+    assert capacity(watermark=0.25).judge(books.a_pass(), books.waiting(known)) is verdict
+
+
+def test_the_watermark_is_not_kept_in_an_empty_engine() -> None:
+    books = Books(num_blocks=10)
+    step, first = books.a_pass(), books.waiting(36)
+    assert capacity(watermark=0.9).judge(step, first) is Verdict.ADMIT
+    step.start(first, 32)
+    assert capacity(watermark=0.9).judge(step, books.waiting(1)) is Verdict.STOP
+
+
+@pytest.mark.parametrize("watermark", [-0.1, 1.0, 2, float("nan")])
+def test_the_watermark_is_a_share(watermark: float) -> None:
+    with pytest.raises(ConfigError, match="watermark"):
+        MaxUtilizationOptions(watermark=watermark)
+
+
+def test_a_request_that_fits_alone_runs_under_any_watermark() -> None:
+    driver = CoreDriver(num_blocks=6, parts={"scheduler_options": {"watermark": 0.99}})
+    for number in range(3):
+        driver.add([number] * 9, 11)  # 5 blocks, all there are
+    driver.run()
+    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in range(3))
+
+
+@pytest.mark.parametrize(("whole", "verdict"), [(True, Verdict.STOP), (False, Verdict.ADMIT)])
+def test_the_whole_prompt_or_only_the_first_chunk_must_fit(whole: bool, verdict: Verdict) -> None:
+    books = Books(num_blocks=10, max_num_batched_tokens=8)
+    books.prefilling(40, 32)  # 2 blocks are free, both promised
+    assert capacity(reserve_full_prompt=whole).judge(books.a_pass(), books.waiting(20)) is verdict
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(2, Verdict.ADMIT), (1, Verdict.STOP)])
+def test_the_first_chunk_must_find_its_blocks(free: int, verdict: Verdict) -> None:
+    books = Books(num_blocks=6, max_num_batched_tokens=8)
+    books.decoding(4 * (6 - free) + 1)
+    assert capacity(reserve_full_prompt=False).judge(books.a_pass(), books.waiting(20)) is verdict
+
+
+def test_who_would_never_fit_whole_is_not_begun() -> None:
+    books = Books(num_blocks=5, max_num_batched_tokens=8)
+    assert capacity(reserve_full_prompt=False).judge(books.a_pass(), books.waiting(20)) is Verdict.ADMIT
+    assert capacity(reserve_full_prompt=False).judge(books.a_pass(), books.waiting(21)) is Verdict.STOP
+
+
+@pytest.mark.parametrize("options", [{}, {"watermark": 0.5}, {"reserve_full_prompt": False}], ids=str)
+def test_who_can_never_run_is_told_and_nobody_else(options: dict[str, Any]) -> None:
+    driver = CoreDriver(num_blocks=5, parts={"ordering": "shortest-job", "scheduler_options": options})
+    first = driver.add([9] * 4, 12)
+    too_large = driver.add(range(17), 2)  # visited first, refused; it is not the oldest
+    driver.run()
+    error = driver.outcomes[too_large].ends[0].error
+    assert isinstance(error, CapacityError)
+    assert "request r1 can never run: it needs room for 17 tokens" in str(error)
+    assert driver.outcomes[first].tokens == driver.expected(first)
+
+
+# -- duplicates
+
+
+def a_driver(**settings: Any) -> CoreDriver:
+    return CoreDriver(**{"num_blocks": 40, "max_num_batched_tokens": 64, **settings})
+
+
+def test_a_duplicate_is_passed_over_and_finds_the_blocks_in_the_next_pass() -> None:
+    driver = a_driver(num_queues=2)
+    driver.add(range(10))
+    driver.add(range(10))
+    driver.add([50, 51])
+    assert chunks(driver.schedule()) == {0: 10, 2: 2}
+    assert chunks(driver.schedule()) == {1: 2}, "published when pushed: nothing had to come back"
+    assert driver.requests[1].num_cached_tokens == 8
+    driver.run()
+
+
+def test_duplicates_run_together_where_that_is_wanted() -> None:
+    driver = a_driver(parts={"scheduler_options": {"defer_duplicates": False}})
+    driver.add(range(10))
+    driver.add(range(10))
+    assert chunks(driver.schedule()) == {0: 10, 1: 10}
+    driver.run()
+
+
+def test_a_prompt_in_chunks_is_followed_until_the_prefix_parts() -> None:
+    driver = a_driver(max_num_batched_tokens=8)
+    driver.add(range(20), 1)
+    driver.add([*range(12), 90, 91, 92, 93], 1)
+    assert chunks(driver.step()) == {0: 8}
+    assert chunks(driver.step()) == {0: 8}, "its third block is next"
+    assert chunks(driver.step()) == {0: 4, 1: 4}
+    driver.run()
+
+
+def test_duplicates_that_are_cached_whole_run_together() -> None:
+    driver = a_driver()
+    driver.add(range(8), 1)
+    driver.run()
+    driver.add(range(8), 1)
+    driver.add(range(8), 1)
+    # The last token is computed again, and so is its block: waiting would not spare that.
+    assert chunks(driver.schedule()) == {1: 4, 2: 4}
+    driver.run()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param({"prompt": range(4)}, {"prompt": range(4)}, id="prompts of one block find none"),
+        pytest.param({"prompt": range(3)}, {"prompt": range(9)}, id="the first one fills no block"),
+        pytest.param({"prompt": range(9)}, {"prompt": range(9), "salt": "mine"}, id="salted apart"),
+        pytest.param(
+            {"prompt": range(9)},
+            {"prompt": range(9), "params": SamplingParams(temperature=0.0, prompt_logprobs=0)},
+            id="one that computes every token",
+        ),
+    ],
+)
+def test_who_would_not_find_it_does_not_wait(first: dict[str, Any], second: dict[str, Any]) -> None:
+    driver = a_driver()
+    driver.add(**first)
+    driver.add(**second)
+    assert list(chunks(driver.schedule())) == [0, 1]
+
+
+def test_who_waits_for_one_that_goes_away_runs() -> None:
+    driver = a_driver(max_num_batched_tokens=8)
+    driver.add(range(20))
+    driver.add(range(20))
+    assert chunks(driver.step()) == {0: 8}
+    driver.abort(0)
+    assert chunks(driver.step()) == {1: 8}
+    assert driver.requests[1].num_cached_tokens == 8
+    driver.run()
+
+
+def test_who_waits_for_one_that_is_paused_goes_on_behind_it() -> None:
+    books = Books()
+    contributor, duplicate = books.prefilling(20, 8, first=1), books.waiting(20, first=1)
+    step = books.a_pass()
+    assert step.is_being_computed(duplicate)
+    step.pause(contributor)
+    assert not step.is_being_computed(duplicate)
+
+
+# -- two steps of a decode in flight: a position advances when it is pushed, so no block is counted for later
+
+
+def test_a_decode_in_flight_twice_opens_its_block_when_that_is_due() -> None:
+    driver = a_driver(look_ahead=1, num_blocks=10)
+    driver.add([1, 2, 3], 6)
+    driver.step()  # the prompt; its first token is known
+    grown = []
+    for _ in range(2):
+        free = driver.kv.num_free_blocks
+        plan = driver.schedule()
+        assert plan is not None
+        grown.append((list(plan.decode_positions), len(plan.grown_blocks), free - driver.kv.num_free_blocks))
+    assert grown == [([3], 0, 0), ([4], 1, 1)]
+    assert driver.schedule() is None, "twice is all"
+    driver.run()
+
+
+@pytest.mark.parametrize("preset", ["max-utilization", "guaranteed-no-evict", "max-requests"])
+@pytest.mark.parametrize("look_ahead", [0, 1])
+@pytest.mark.parametrize("num_queues", [1, 2, 4])
+def test_a_pool_of_just_the_blocks_is_enough_with_any_number_in_flight(
+    preset: str, look_ahead: int, num_queues: int
+) -> None:
+    driver = CoreDriver(
+        preset=preset, num_queues=num_queues, look_ahead=look_ahead, num_blocks=1 + 4 * 3, max_num_seqs=4
+    )
+    for number in range(4):
+        driver.add([number] * 3, 10)  # 12 tokens are computed: 3 blocks to the last position
+    driver.run()
+    assert driver.core.num_preemptions == 0
+    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in range(4))
+
+
+# -- making way for one that outranks residents
+
+
+def prioritized(**settings: Any) -> Books:
+    return Books(parts={"ordering": "priority"}, **settings)
+
+
+def paused_for(books: Books, queue: int = 0) -> list[int]:
+    step = books.a_pass(queue)
+    books.scheduler.capacity.make_way(step, books.scheduler.ordering)
+    return step.plan.paused_ids
+
+
+@pytest.mark.parametrize(
+    ("residents", "newcomer", "paused"),
+    [
+        pytest.param([5, 7], 1, [1], id="the one who would be visited last"),
+        pytest.param([7, 7], 1, [1], id="of two alike the younger"),
+        pytest.param([1, 7], 1, [1], id="only whom it outranks"),
+        pytest.param([1, 1], 1, [], id="nobody of its own rank"),
+        pytest.param([0, 1], 2, [], id="nobody above it"),
+    ],
+)
+def test_a_seat_is_cleared(residents: list[int], newcomer: int, paused: list[int]) -> None:
+    books = prioritized(max_num_seqs=2)
+    for priority in residents:
+        books.decoding(6, priority=priority)
+    asked = books.waiting(4, priority=newcomer)
+    assert paused_for(books) == paused
+    plan = books.plan()
+    assert plan is not None
+    assert plan.paused_ids == paused
+    assert chunks(plan) == ({asked.request_id: 4} if paused else {})
+    assert sorted(plan.decode_ids) == [i for i in range(2) if i not in paused]
+
+
+@pytest.mark.parametrize(
+    ("known", "paused"),
+    [
+        pytest.param(4, [], id="fits without"),
+        pytest.param(5, [2], id="a block too large"),
+        pytest.param(12, [2], id="just fits without the last one"),
+        pytest.param(13, [2, 1], id="two must go"),
+        pytest.param(20, [2, 1], id="just fits without two"),
+        pytest.param(21, [], id="would not even fit without all it outranks"),
+    ],
+)
+def test_as_many_go_as_it_takes_and_none_where_that_is_not_enough(known: int, paused: list[int]) -> None:
+    books = prioritized(num_blocks=7)
+    for priority in (0, 5, 5):
+        books.decoding(6, priority=priority)  # two blocks each; one is free
+    newcomer = books.waiting(known, priority=1)
+    plan = books.plan()
+    assert plan is not None
+    assert plan.paused_ids == paused
+    assert chunks(plan) == ({} if known == 21 else {newcomer.request_id: known})
+
+
+def test_blocks_that_decodes_of_the_plan_are_due_are_not_given_away() -> None:
+    books = prioritized(num_blocks=8)
+    books.decoding(9, priority=0)  # its next token opens a block
+    books.decoding(9, priority=5)  # so would this one's, were it not paused
+    newcomer = books.waiting(20, priority=1)  # 5 blocks: 8 less 2 held less 1 due
+    plan = books.plan()
+    assert plan is not None
+    assert (plan.paused_ids, chunks(plan), list(plan.decode_ids)) == ([1], {newcomer.request_id: 20}, [0])
+    books = prioritized(num_blocks=7)
+    books.decoding(9, priority=0)
+    books.decoding(9, priority=5)
+    books.waiting(20, priority=1)
+    assert paused_for(books) == []
+
+
+def test_what_was_promised_to_a_prompt_that_is_paused_is_free_again() -> None:
+    books = prioritized(num_blocks=5)
+    books.prefilling(20, 4, priority=5)
+    newcomer = books.waiting(20, priority=1)
+    plan = books.plan()
+    assert plan is not None
+    assert (plan.paused_ids, chunks(plan)) == ([0], {newcomer.request_id: 20})
+
+
+def test_a_hit_on_the_paused_stays_a_hit() -> None:
+    books = prioritized(num_blocks=6)
+    books.decoding(17, first=1, priority=5)  # 4 blocks that can be found, and one due
+    newcomer = books.waiting(24, first=1, priority=1)
+    assert paused_for(books) == [], "2 blocks beside its hit are free, but one of them is due"
+    books.decoding(4, priority=5)
+    plan = books.plan()
+    assert plan is not None
+    assert (plan.paused_ids, chunks(plan)) == ([2, 0], {newcomer.request_id: 8})
+
+
+def test_who_is_in_flight_is_not_paused_for_it() -> None:
+    books = prioritized(max_num_seqs=2, num_queues=2)
+    books.decoding(6, priority=9, queue=0)
+    books.decoding(6, priority=5, queue=1)
+    books.in_flight(0)
+    books.waiting(4, priority=1)
+    assert paused_for(books, queue=1) == [1]
+    books.in_flight(1)
+    assert paused_for(books, queue=1) == []
+
+
+@pytest.mark.parametrize(("priority", "short"), [(5, True), (1, False)])
+def test_ahead_of_its_tokens_a_queue_comes_home_to_make_way(priority: int, short: bool) -> None:
+    books = prioritized(max_num_seqs=1, look_ahead=1)
+    books.decoding(6, priority=priority)
+    books.in_flight(0)
+    books.waiting(4, priority=1)
+    step = books.a_pass()
+    books.scheduler.capacity.make_way(step, books.scheduler.ordering)
+    assert (step.plan.paused_ids, step.is_short) == ([], short)
+
+
+def test_another_queue_need_not_come_home_for_it() -> None:
+    books = prioritized(max_num_seqs=1, look_ahead=1, num_queues=2)
+    books.decoding(6, priority=5, queue=0)
+    books.in_flight(0)
+    books.in_flight(1)
+    books.waiting(4, priority=1)
+    step = books.a_pass(1)
+    books.scheduler.capacity.make_way(step, books.scheduler.ordering)
+    assert not step.is_short
+
+
+def test_nobody_is_paused_for_one_that_would_not_run() -> None:
+    books = prioritized(max_num_seqs=2, max_num_batched_tokens=8)
+    books.decoding(6, priority=5)
+    books.prefilling(40, 8, priority=0)  # takes all the micro-batch has
+    books.waiting(4, priority=1)
+    assert paused_for(books) == []
+    books = prioritized(max_num_seqs=2, max_num_batched_tokens=8)
+    books.decoding(6, priority=5)
+    books.prefilling(12, 8, priority=0)
+    books.waiting(4, priority=1)
+    assert paused_for(books) == [0]
+
+
+def test_a_row_of_the_micro_batch_comes_free_with_the_paused() -> None:
+    books = prioritized(max_num_seqs=3, max_micro_batch_seqs=2, num_queues=2)
+    for queue in (0, 0, 1):
+        books.decoding(6, priority=5 - queue, queue=queue)
+    books.waiting(4, priority=1)
+    books.in_flight(0)
+    assert paused_for(books, queue=1) == [2]
+
+
+def test_who_waits_for_a_hit_or_lacks_a_resource_is_passed_over() -> None:
+    books = prioritized(max_num_seqs=2)
+    books.decoding(6, priority=5)
+    books.prefilling(20, 8, first=1, priority=0)
+    books.waiting(20, first=1, priority=0)
+    assert paused_for(books) == []
+    second = books.waiting(4, priority=1)
+    step = books.a_pass()
+    books.scheduler.capacity.make_way(step, books.scheduler.ordering)
+    assert (step.plan.paused_ids, step.makes_way_for) == ([0], second.request_id)
+    books = prioritized(max_num_seqs=1, resources=[Places("rare", 0)])
+    books.decoding(6, priority=5)
+    books.waiting(4, priority=1)
+    assert paused_for(books) == []
+
+
+def test_only_that_one_is_admitted_in_the_pass() -> None:
+    books = prioritized(max_num_seqs=1)
+    books.decoding(6, priority=5)
+    first, second = books.waiting(4, priority=1), books.waiting(4, priority=1)
+    assert paused_for(books) == [0]
+    step = books.a_pass()
+    books.scheduler.capacity.make_way(step, books.scheduler.ordering)
+    assert books.scheduler.capacity.judge(step, second) is Verdict.STOP
+    assert books.scheduler.capacity.judge(step, first) is Verdict.ADMIT
+
+
+def test_the_watermark_holds_for_it_too() -> None:
+    for known, paused in ((24, [1]), (25, [])):
+        books = Books(num_blocks=10, parts={"ordering": "priority", "scheduler_options": {"watermark": 0.25}})
+        books.decoding(6, priority=0)
+        books.decoding(6, priority=5)
+        books.waiting(known, priority=1)
+        assert paused_for(books) == paused
+
+
+def test_an_ordering_that_displaces_is_asked_again_when_somebody_came_or_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    books = prioritized(max_num_seqs=2)
+    residents = [books.decoding(6, priority=1), books.decoding(6, priority=1)]
+    asked = []
+
+    def displaces(ordering: PriorityOrdering, newcomer: Any, resident: Any) -> bool:
+        asked.append(resident.request_id)
+        return False
+
+    monkeypatch.setattr(PriorityOrdering, "displaces", displaces)
+    books.waiting(4, priority=1)
+    for _ in range(3):
+        assert paused_for(books) == []
+    assert asked == [0, 1]
+    books.scheduler.capacity.ended(residents[0].request_id)
+    assert paused_for(books) == []
+    assert asked == [0, 1, 0, 1]
+
+
+def test_whom_one_displaced_comes_back_and_is_not_displaced_by_its_like() -> None:
+    driver = CoreDriver(max_num_seqs=1, parts={"ordering": "priority"}, look_ahead=1)
+    slow = driver.add([1, 2, 3], 12, priority=5)
+    driver.schedule()
+    driver.schedule()
+    urgent = [driver.add([number, 7], 4, priority=1) for number in (20, 30)]
+    driver.run()
+    assert [driver.requests[i].num_preemptions for i in (slow, *urgent)] == [1, 0, 0]
+    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (slow, *urgent))
+
+
+def test_what_a_pause_publishes_takes_no_more_than_was_counted() -> None:
+    driver = CoreDriver(num_blocks=5, max_num_seqs=2, parts={"ordering": "priority"})
+    driver.add([1, 2, 3, 4], 9, priority=5)
+    for _ in range(5):
+        driver.step()  # two blocks are full, the second is not published yet
+    known = driver.requests[0].token_ids[:8]
+    urgent = driver.add([*known, 50, 51, 52, 53, 54, 55, 56, 57], 1, priority=1)  # all 4 blocks
+    plan = driver.schedule()
+    assert plan is not None
+    assert (plan.paused_ids, chunks(plan)) == ([0], {urgent: 12})
+    driver.run()
+    assert driver.outcomes[urgent].tokens == driver.expected(urgent)
+
+
+# -- random lives
+
+
+options = st.fixed_dictionaries(
+    {
+        "watermark": st.sampled_from([0.0, 0.1, 0.5]),
+        "reserve_full_prompt": st.booleans(),
+        "defer_duplicates": st.booleans(),
+    }
+)
+
+
+class RankedDriver(CoreDriver):
+    """Every third request is urgent."""
+
+    def add(self, prompt: Any, max_tokens: int = 4, **more: Any) -> int:
+        return super().add(prompt, max_tokens, **more, priority=-(len(self.requests) % 3 == 2))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(shapes, options, st.integers(1, 8), st.sampled_from(["fcfs", "priority"]), lives, st.sampled_from([None, 3, 8]))
+def test_any_life_ends_right_under_any_options(
+    shape: dict[str, Any], chosen: Any, num_queues: int, ordering: str, todo: list[Any], window: int | None
+) -> None:
+    shape = {**shape, "num_queues": num_queues}
+    blocks = max(2, 1 + shape.pop("num_tokens") // shape["block_size"])
+    parts = {"ordering": ordering, "micro_batch": shape["preset"], "scheduler_options": chosen}
+    driver = RankedDriver(**shape | {"preset": "max-utilization"}, parts=parts, num_blocks=blocks, window=window)
+    check_outcomes(driver, live(driver, todo))
