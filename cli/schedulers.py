@@ -104,7 +104,7 @@ def _print(entries: list[Entry]) -> None:
     for entry in entries:
         print(f"  {entry['name']:<{width}}  {entry['summary']}".rstrip())
         for option in entry["options"]:
-            value = "..." if option["required"] else _spelled(option["default"])
+            value = "..." if option["required"] else spelled(option["default"])
             choices = f" ({', '.join(option['choices'])})" if option["choices"] else ""
             print(f"    --scheduler-option {option['name']}={value}  {option['help']}{choices}")
 
@@ -121,7 +121,7 @@ def _print_details(entries: list[Entry]) -> None:
             _print([_entry(kind, name)])
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return (
