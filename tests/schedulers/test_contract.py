@@ -113,17 +113,38 @@ def test_nobody_starves_under_a_stream(triple: Triple, examples: int) -> None:
 
 @every_three
 def test_nothing_is_kept_of_those_who_ended(triple: Triple) -> None:
-    """However many they were, each with a tenant of its own."""
+    """However many they were."""
     driver = ContractDriver(triple, num_blocks=200, max_num_seqs=32, max_num_batched_tokens=64, num_queues=2)
-    for number in range(300):
-        driver.add([number % 90, 1], 2, tenant=f"tenant {number}")
-        if number % 20 == 0:
-            driver.abort(number)
-            driver.step()
-    driver.run()
+    pass_through(driver, 300, num_tenants=20)
     requests, entries = kept_by(driver.core.scheduler)
     assert not requests
     assert entries <= MAX_KEPT, entries
+
+
+@pytest.mark.parametrize("ordering", [name for name in ORDERINGS.names() if "tenant" in ORDERINGS.get(name).knows])
+def test_tenants_who_left_are_forgotten_in_time(ordering: str) -> None:
+    """What they had is remembered for a while, or leaving would earn credit."""
+
+    class Unchecked(CoreDriver):
+        """Of so many, the books are not looked through at each step."""
+
+        def check(self) -> None: ...
+
+    parts = {"ordering": ordering}
+    driver = Unchecked(parts=parts, num_blocks=200, max_num_seqs=64, max_num_batched_tokens=128, caching=False)
+    pass_through(driver, 5000, num_tenants=5000)
+    assert kept_by(driver.core.scheduler)[1] <= 3000
+
+
+def pass_through(driver: CoreDriver, count: int, *, num_tenants: int) -> None:
+    """So many requests of two tokens, some of them aborted."""
+    for number in range(count):
+        driver.add([number % 90, 1], 2, tenant=f"tenant {number % num_tenants}")
+        if number % 50 == 0:
+            driver.abort(number)
+        if number % 20 == 0:
+            driver.step()
+    driver.run()
 
 
 @every_three
