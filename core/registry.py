@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from .errors import ConfigError
+from .errors import ConfigError, EngineError
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def make(factory: Callable[..., Any], base: type[Any], field: str, name: str, *a
     """Call it; raises ``ConfigError`` where it raises, or makes something else than a ``base``."""
     try:
         made = factory(*arguments, **named)
-    except ConfigError:
+    except EngineError:
         raise
     except Exception as error:
         raise ConfigError(field, name, f"something that can be made; it raised {error!r}") from error

@@ -21,7 +21,7 @@ from .assembly import check_names
 from .collector import RequestCollector
 from .delta import Sink
 from .engine import Engine
-from .executors.registry import ExecutorSpec, make_executor
+from .executors.registry import ExecutorSpec, check_executor, make_executor
 from .input_processor import InputProcessor, Prompt
 from .loading import ModelSource, find_model, loading_bar
 from .stream import QueueSink, RequestStream
@@ -74,6 +74,7 @@ class LLM:
         named = tuple(resource for resource in resources if isinstance(resource, str))
         self.config = EngineConfig.of(model=model, resources=named, **settings)
         check_names(self.config)
+        check_executor(self.config.parallel.executor)
         source = ModelSource(None, "custom") if model_engine else find_model(self.config.model)
         self.model_name = served_model_name or source.name
         self.default_sampling: Mapping[str, Any] = source.default_sampling

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..core.errors import ModelLoadError
+from ..core.errors import EngineError, ModelLoadError
 from ..core.registry import Registry
 from .config import CheckpointConfig, rope_spec
 from .ops import ACTIVATIONS
@@ -41,9 +41,14 @@ def model_spec(config: CheckpointConfig) -> ModelSpec:
         raise ModelLoadError(f"architecture {name!r} is not supported; known: {', '.join(sorted(known))}")
     build: Callable[[CheckpointConfig], ModelSpec] = ARCHITECTURES.get(name)
     try:
-        return build(config)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ModelLoadError(f"{config.source} does not describe a {name}: {error}") from error
+        spec = build(config)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"{config.source} does not describe a {name}: {error or repr(error)}") from error
+    if not isinstance(spec, ModelSpec):
+        raise ModelLoadError(f"architecture {name!r} makes {spec!r}, not a ModelSpec")
+    return spec
 
 
 def llama(config: CheckpointConfig, **changes: Any) -> ModelSpec:

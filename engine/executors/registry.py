@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.config import EngineConfig, ParallelConfig
 from ...core.errors import ConfigError
-from ...core.registry import Registry
+from ...core.registry import Registry, check_class, make
 from ...core.stage_settings import parse_remote_stages
 from ...workers.model_engine import ModelEngine, Progress
 from ...workers.placement import StagePlacement, place_stages, read_cores
@@ -39,9 +39,18 @@ EXECUTORS.add("zmq", ".engine.executors.registry:make_zmq", "a process a stage")
 
 
 def make_executor(spec: ExecutorSpec) -> Executor:
-    """Raises ``ConfigError`` listing the executors that exist."""
+    """Raises ``ConfigError`` listing the executors that exist. One of somebody else's is made as ``Class(spec)``."""
     name = spec.config.parallel.executor
-    return EXECUTORS.get(_best(spec) if name == "auto" else name)(spec)
+    factory = EXECUTORS.get(_best(spec) if name == "auto" else name)
+    check_class(factory, Executor, "executor", name)
+    made: Executor = make(factory, Executor, "executor", name, spec)
+    return made
+
+
+def check_executor(name: str) -> None:
+    """Raises ``ConfigError`` for a name that leads to no executor."""
+    if name != "auto":
+        check_class(EXECUTORS.get(name), Executor, "executor", name)
 
 
 def _best(spec: ExecutorSpec) -> str:
