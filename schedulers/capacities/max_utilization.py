@@ -74,8 +74,6 @@ class MaxUtilization(Capacity):
         if step.ahead:
             step.is_short = True  # nobody is put out for a guess: the queue comes home first
             return
-        match = step.prefix(newcomer)
-        step.kv.blocks_to_start(match, match.num_tokens)  # claims its hit, which the pauses might give away
         step.makes_way_for = newcomer.request_id
         for victim in victims:
             step.pause(victim)

@@ -135,15 +135,20 @@ def test_a_hit_that_nobody_holds_costs_its_blocks_but_not_its_tokens() -> None:
     assert chunks(made.plan()) == {2: 9}
 
 
+def sharing(made: Books, known: int, max_tokens: int) -> None:
+    """A resident that found what it could of the prompt that begins with 1."""
+    request = made.waiting(known, first=1, max_tokens=max_tokens)
+    found = made.kv.add_sequence(request.request_id, request.block_hashes, known)
+    request.slot = request.request_id
+    made.scheduler.ordering.remove(request.request_id)
+    made.scheduler.capacity.started(request)
+    made.table.start_prefill(request, found)
+
+
 def test_what_two_residents_share_is_reserved_once_for_both() -> None:
     made = books(10)
     made.decoding(17, first=1, max_tokens=4)
-    sharer = made.waiting(18, first=1, max_tokens=3)
-    made.kv.add_sequence(sharer.request_id, sharer.block_hashes, 18)
-    sharer.slot = 1
-    made.scheduler.capacity.started(sharer)
-    made.table.start_prefill(sharer, 16)
-    made.scheduler.ordering.remove(sharer.request_id)
+    sharing(made, 18, max_tokens=3)
     # Both may grow to 5 blocks and share 4: 6 in all.
     assert judge(made, made.waiting(4, max_tokens=13)) is ADMIT
     assert judge(made, made.waiting(4, max_tokens=14)) is STOP
@@ -157,6 +162,12 @@ def test_with_a_window_sharing_is_no_credit() -> None:
     step = made.a_pass()
     step.start(newcomer, 4)
     assert step.reserved_blocks == 4
+    made = books(9, window=8, max_num_batched_tokens=4)
+    made.decoding(9, first=1)
+    sharing(made, 14, max_tokens=50)
+    assert made.kv.pool.num_shares == 2
+    assert judge(made, made.waiting(4, max_tokens=1)) is ADMIT
+    assert judge(made, made.waiting(4, max_tokens=2)) is STOP
 
 
 # -- what ends gives its reservation back
