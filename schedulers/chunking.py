@@ -70,6 +70,8 @@ class _Filler:
             if not self._offer(start):
                 return
             self._took(request, start, take_chunk(step, request, self.capacity))
+        if step.is_full:
+            return
         for request in waiting.visit(step):
             if self.tokens <= 0 or step.rows_left <= 0:
                 return
@@ -84,6 +86,8 @@ class _Filler:
                 if not used:
                     return
                 self._took(request, start, used)
+                if step.is_full:
+                    return
 
     def _offer(self, start: int) -> bool:
         """Leave in ``step.tokens_left`` what one whose next token is at ``start`` may take; whether it is anything."""

@@ -81,6 +81,8 @@ class _Prompts:
 
 def _add_admissible(prompts: _Prompts, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> bool:
     """Add those waiting who could be admitted now; whether others could not."""
+    if step.is_full:
+        return True
     blocks, seats = step.kv.free_blocks - step.promised_blocks, min(step.seats_left, len(waiting))
     found, free = _Prompts(prompts.history_price), blocks
     for request in waiting.visit(step):

@@ -71,6 +71,12 @@ class SchedulingPass:
         """Whether the micro-batch can take one more row."""
         return self.tokens_left > 0 and self.rows_left > 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody who waits can become resident, whoever it is: no seat is left, or not the one block that even
+        a prompt found in the cache needs. Then ordering and capacity need not be asked."""
+        return self.seats_left <= 0 or self.kv.free_blocks <= 0
+
     def is_paused(self, request_id: int) -> bool:
         return request_id in self._paused
 
