@@ -132,12 +132,23 @@ class CostFit:
         shorter, with more it takes longer in proportion. ``None`` before the first step."""
         if not self._cells:
             return None
-        times = [(cell.num_tokens, max([*cell.seconds, 1e-9])) for cell in self._cells.values()]
-        # Where only large steps were seen, a short one is guessed; where only short ones were, what a large one could
-        # do: or small micro-batches, chosen by a small knee, would confirm it for ever.
+        # Where only large steps were seen, a short one is guessed.
         prior = self.PRIOR_KNEE
-        shortest = min(seconds * min(1.0, 2 * prior / (prior + tokens)) for tokens, seconds in times)
-        return shortest * max(max(tokens, min(prior, (prior + tokens) / 2)) / seconds for tokens, seconds in times)
+        return self.best_rate * min(
+            seconds * min(1.0, 2 * prior / (prior + tokens)) for tokens, seconds in self._slowest_columns()
+        )
+
+    @property
+    def best_rate(self) -> float:
+        """Tokens a second of the best steps so far; 0 before the first step. Where only short ones were seen, what a
+        large one could do is guessed: or small micro-batches, chosen by a small knee, would confirm it for ever."""
+        prior = self.PRIOR_KNEE
+        rates = (max(tokens, min(prior, (prior + tokens) / 2)) / seconds for tokens, seconds in self._slowest_columns())
+        return max(rates, default=0.0)
+
+    def _slowest_columns(self) -> list[tuple[float, float]]:
+        """By cell: tokens, and seconds of the column that took longest."""
+        return [(cell.num_tokens, max([*cell.seconds, 1e-9])) for cell in self._cells.values()]
 
     def near(self, num_tokens: float) -> list[LinearCost]:
         """The fit of every column where steps of about this size count most; the cost of their usual history is put

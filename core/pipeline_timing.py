@@ -99,11 +99,16 @@ class PipelineTiming:
 
     @property
     def history_price(self) -> float:
-        """What a token before a chunk's token costs, as a share of a token; 0 until it is known."""
+        """What a token before a chunk's token costs, as a share of a token; 0 until it is known.
+
+        A token counts at least half of its share in the best step so far: where all steps were short, and took the time
+        of the weights whatever their tokens, the fit finds no price of tokens and lays on the history what they cost.
+        """
         cost = self._prompts.cost
         if cost is None or not cost.per_context:
             return 0.0
-        return cost.per_context / max(cost.per_token, cost.per_context / _HIGHEST_PRICE)
+        per_token = max(cost.per_token, 0.5 / self._prompts.best_rate)
+        return cost.per_context / max(per_token, cost.per_context / _HIGHEST_PRICE)
 
     def round_trip(self, num_tokens: float) -> RoundTrip | None:
         """What a micro-batch of about so many tokens costs; ``None`` while nothing is known. Refreshed now and then,

@@ -93,7 +93,12 @@ class _Filler:
         """Leave in ``step.tokens_left`` what one whose next token is at ``start`` may take; whether it is anything."""
         step = self.step
         least = 0 if step.plan.num_rows else 1  # a token whose history costs too much, rather than nothing for ever
-        offer = min(self.tokens, max(least, tokens_worth(self.room, start, self.price)))
+        offer = max(least, tokens_worth(self.room, start, self.price))
+        if offer < self.tokens and not len(step.plan.decode_ids):
+            # Time is no sharp bound where no decode waits for it: to the next unit or back to the last, as is nearer.
+            nearest = (start + offer + self.unit // 2) // self.unit * self.unit - start
+            offer = nearest if nearest > 0 else offer
+        offer = min(self.tokens, offer)
         step.tokens_left = min(offer, self.unit - start % self.unit) if self.one_unit_each else offer
         return step.has_room
 

@@ -135,6 +135,17 @@ def test_clocks_of_other_hosts_may_be_ahead() -> None:
     assert around(line, 8) == pytest.approx(2 * (5e-3 + 8e-4) + 2e-3, rel=0.05)
 
 
+def test_steps_that_take_as_long_whatever_their_tokens_lay_no_high_price_on_history() -> None:
+    """As below the knee: 17 ms and a hundredth of a microsecond for each token before. Then one step is above it."""
+    timing, start = PipelineTiming(1), 0
+    for size in [10] * 8 + [64] * 7 + [128]:
+        start = start + 64 if size > 10 else 0
+        plan = StepPlan(0, chunk_ids=[1], chunk_tokens=[size], chunk_starts=[start], chunk_samples=[False])
+        seconds = max(17e-3, size * 2e-4) + 1e-8 * plan.context_tokens
+        timing.observe(plan, StepResult(0, 0, [], busy=[(0.0, seconds)]))
+    assert timing.history_price < 1e-3, "it is 5e-5; the fit alone finds a hundred times that"
+
+
 def test_the_price_of_history_is_learnt_from_prompts() -> None:
     timing = PipelineTiming(1)
     for start in range(0, 8192, 256):

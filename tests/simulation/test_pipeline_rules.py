@@ -175,6 +175,19 @@ def test_a_long_prompt_is_pipelined_in_chunks_of_equal_time() -> None:
     assert max(times[:-1]) <= 1.1 * min(times[:-1])
 
 
+@pytest.mark.parametrize("known", [(1, 1), (4, 8), (10, 16), (64, 16), (2048, 8)])
+def test_whatever_steps_were_seen_before_a_long_prompt_is_as_fast_as_the_first(known: tuple[int, int]) -> None:
+    """Steps below the knee all take the time of the weights: what they teach must not cut a prompt into crumbs."""
+    long = prompt(100, 2048)
+    before = [Arrival(50.0 * index, prompt(index, known[0]), known[1]) for index in range(8)]
+    times = []
+    for arrivals in ([Arrival(0.0, long, 4)], [*before, Arrival(1000.0, long, 4)]):
+        setup = set_up(SimulationConfig(stages=4, unlimited_kv=True), EngineConfig.of(), arrivals=arrivals)
+        times.append(setup.simulator().run(setup.arrivals).ttfts[-1])
+    cold, warm = times
+    assert warm <= 1.05 * cold
+
+
 # -- the published rule
 
 
