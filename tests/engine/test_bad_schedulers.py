@@ -270,7 +270,7 @@ class Texts(Turning):
 
 class Strangers(Turning):
     def misbehave(self, now: float, table: TableView, kv: Any) -> Any:
-        return StepPlan(queue=0, decode_ids=[99])
+        return StepPlan(queue=0, paused_ids=[99])
 
 
 class Circles(Turning):
@@ -318,7 +318,7 @@ BROKEN = [
     (RaisingWhenTold, "raised ZeroDivisionError"),
     (RaisingWhenAborting, "raised ZeroDivisionError"),
     (Texts, "decode_ids is"),
-    (Strangers, "decodes request 99"),
+    (Strangers, "pauses request 99, which holds no blocks"),
     (Circles, "makes no progress"),
     (Leaving, r"raised SystemExit\(3\)"),
 ]
