@@ -319,6 +319,22 @@ def test_chunks_shrink_as_their_history_grows() -> None:
     assert 8 <= len(times) <= 60
 
 
+@pytest.mark.parametrize(("unit", "size"), [(128, 128), (48, 144), (80, 160), (50, 150), (60, 120)])
+def test_where_nobody_decodes_a_chunk_ends_at_the_nearest_multiple_of_the_unit(unit: int, size: int) -> None:
+    books = balanced(chunk_unit=unit)
+    books.waiting(400)
+    assert chunks(books.plan()) == {0: size}, "128 are as good as any number, until costs are known"
+
+
+def test_beside_decodes_it_ends_at_the_multiple_before() -> None:
+    books = balanced(chunk_unit=48)
+    fill(books, 10, 10, 10, 10)
+    books.waiting(400)
+    plan = books.plan()
+    assert plan is not None
+    assert (len(plan.decode_ids), chunks(plan)) == (10, {40: 96}), "118 beside them make 128"
+
+
 # -- how many queues
 
 
