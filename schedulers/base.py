@@ -108,6 +108,15 @@ class Capacity(Part, abc.ABC):
     def judge(self, step: SchedulingPass, request: RequestView) -> Verdict:
         """Whether a waiting request may become resident now. Does not change ``step``."""
 
+    def room(self, step: SchedulingPass) -> int:
+        """Blocks that newcomers may take. With ``need`` it tells a micro-batch about how many of the waiting could come
+        in, without judging each."""
+        return step.kv.free_blocks - step.promised_blocks
+
+    def need(self, step: SchedulingPass, request: RequestView) -> int:
+        """Blocks of ``room`` that a waiting request would take, about: it is asked of many, so it must be quick."""
+        return step.kv.blocks_for(request.num_tokens - step.prefix(request).num_tokens)
+
 
 def first_of_the_empty(queues: Iterable[QueueView]) -> Iterator[QueueView]:
     """The idle queues less those without decodes but the first: they are alike, and what one has no use for, no other

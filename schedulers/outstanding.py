@@ -80,26 +80,33 @@ class _Prompts:
 
 
 def _add_admissible(prompts: _Prompts, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> bool:
-    """Add those waiting who could be admitted now; whether others could not."""
+    """Add those waiting who could be admitted now; whether others find no memory or no seat. Who is passed over for
+    another reason, as one that waits for a hit, does neither."""
     if step.is_full:
         return True
-    blocks, seats = step.kv.free_blocks - step.promised_blocks, min(step.seats_left, len(waiting))
-    found, free = _Prompts(prompts.history_price), blocks
+    room, seats = capacity.room(step), min(step.seats_left, len(waiting))
+    found, left, num_looked_at, crowded = _Prompts(prompts.history_price), room, 0, False
     for request in waiting.visit(step):
-        if found.count == min(seats, _LOOKED_AT):
+        if num_looked_at == _LOOKED_AT or found.count == seats:
             break
-        if not found.count and capacity.judge(step, request) is Verdict.STOP:
+        verdict = Verdict.ADMIT if found.count else capacity.judge(step, request)
+        num_looked_at += 1
+        if verdict is Verdict.SKIP:
+            continue
+        needed = capacity.need(step, request)
+        if verdict is Verdict.STOP or needed > left:
+            crowded = True
             break
-        start = step.prefix(request).num_tokens
-        needed = step.kv.blocks_for(request.num_tokens - start)
-        if needed > free:
-            break
-        free -= needed
-        found.add(start, request.num_tokens)
+        left -= needed
+        found.add(step.prefix(request).num_tokens, request.num_tokens)
     times = 1.0
-    if found.count == _LOOKED_AT:
-        times = min(seats / found.count, blocks / max(blocks - free, 1))
+    if found.count and num_looked_at == _LOOKED_AT and not crowded:
+        all_of_them = len(waiting) / num_looked_at
+        times = min(all_of_them, seats / found.count, room / max(room - left, 1))
+        crowded = times < all_of_them
+    elif found.count == seats:
+        crowded = num_looked_at < len(waiting)
     prompts.count += round(found.count * times)
     prompts.tokens += round(found.tokens * times)
     prompts.worth += found.worth * times
-    return round(found.count * times) < len(waiting)
+    return crowded

@@ -63,7 +63,7 @@ class GuaranteedNoEvict(Capacity):
         return step.kv.free_blocks >= num_blocks
 
     def judge(self, step: SchedulingPass, request: RequestView) -> Verdict:
-        unreserved = self.unreserved(step)
+        unreserved = self.room(step)
         if step.seats_left <= 0 or unreserved <= 0:
             return Verdict.STOP  # whatever it finds in memory, it needs a block
         if self._defer_duplicates and step.is_being_computed(request):
@@ -74,10 +74,13 @@ class GuaranteedNoEvict(Capacity):
             return Verdict.SKIP
         return Verdict.ADMIT
 
-    def unreserved(self, step: SchedulingPass) -> int:
+    def room(self, step: SchedulingPass) -> int:
         """Blocks that nobody may grow into, those admitted in this pass included."""
         for request_id, request in self._not_summed.items():
             self._to_end[request_id] = blocks = step.blocks_to_end(request)
             self._sum += blocks
         self._not_summed.clear()
         return step.kv.num_usable_blocks + step.kv.shared_blocks - self._sum - step.reserved_blocks
+
+    def need(self, step: SchedulingPass, request: RequestView) -> int:
+        return step.blocks_to_end(request) - step.prefix(request).num_blocks

@@ -84,7 +84,7 @@ class MaxUtilization(Capacity):
     def judge(self, step: SchedulingPass, request: RequestView) -> Verdict:
         if step.plan.paused_ids and step.makes_way_for != request.request_id:
             return Verdict.STOP  # the newcomer would take what was just given back
-        room = self._room(step)
+        room = self.room(step)
         if step.seats_left <= 0 or room <= 0:
             return Verdict.STOP  # whatever it finds in memory, it needs a block
         if self._is_deferred(step, request):
@@ -96,7 +96,7 @@ class MaxUtilization(Capacity):
     def _is_deferred(self, step: SchedulingPass, request: RequestView) -> bool:
         return self._options.defer_duplicates and step.is_being_computed(request)
 
-    def _room(self, step: SchedulingPass) -> int:
+    def room(self, step: SchedulingPass) -> int:
         """Blocks that a newcomer may take."""
         promised = step.promised_blocks if self._options.reserve_full_prompt else 0
         return step.kv.free_blocks - promised - self._kept(step)
@@ -121,7 +121,7 @@ class MaxUtilization(Capacity):
         """The first of the waiting, where it finds no seat or no blocks; those whom ``judge`` skips passed over."""
         for request in waiting.visit(step):
             if not self._is_deferred(step, request) and step.lacking_resource(request) is None:
-                fits = step.seats_left > 0 and self._needed(step, request) <= self._room(step)
+                fits = step.seats_left > 0 and self._needed(step, request) <= self.room(step)
                 return None if fits else request
         return None
 

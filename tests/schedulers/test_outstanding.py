@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llm_engine.schedulers.outstanding import Outstanding, outstanding, tokens_worth, worth
@@ -12,8 +14,8 @@ def look(books: Books, price: float = 0.0) -> Outstanding:
     return outstanding(books.a_pass(), books.scheduler.ordering, books.scheduler.capacity, price)
 
 
-def books(**settings: int) -> Books:
-    return Books(**{"num_queues": 2, "num_blocks": 100, "max_num_seqs": 100, **settings})  # type: ignore[arg-type]
+def books(**settings: Any) -> Books:
+    return Books(**{"num_queues": 2, "num_blocks": 100, "max_num_seqs": 100, **settings})
 
 
 def test_nothing_is_outstanding_in_empty_books() -> None:
@@ -107,3 +109,42 @@ def test_history_makes_the_rest_of_a_prompt_worth_more() -> None:
     made.prefilling(1000, 500)
     assert look(made, 1e-3).mean_worth == pytest.approx(1.75)
     assert look(made).mean_worth == 1.0
+
+
+def test_who_waits_for_a_hit_is_neither_counted_nor_crowded_out() -> None:
+    made = books()
+    made.prefilling(20, 8, first=1)
+    for _ in range(3):
+        made.waiting(20, first=1)
+    made.waiting(16)
+    found = look(made)
+    assert (found.prompt_tokens, found.num_prompts, found.crowded) == (12 + 16, 2, False)
+
+
+def test_a_line_of_none_but_duplicates_is_looked_at_no_further_than_any() -> None:
+    made = books()
+    made.prefilling(20, 8, first=1)
+    for _ in range(100):
+        made.waiting(20, first=1)
+    found = look(made)
+    assert (found.prompt_tokens, found.crowded) == (12, False)
+
+
+def test_where_completion_is_reserved_only_those_count_who_may_grow_to_it() -> None:
+    made = books(num_blocks=40, scheduler="guaranteed-no-evict")
+    for _ in range(5):
+        made.waiting(16, max_tokens=50)  # 4 blocks, 17 in the end
+    found = look(made)
+    assert (found.prompt_tokens, found.crowded) == (32, True)
+
+
+def test_a_batch_that_is_closed_crowds_everybody_out() -> None:
+    made = books(scheduler="static-batch")
+    first = made.waiting(16)
+    plan = made.plan()
+    assert plan is not None
+    made.hold(first, 16)
+    made.scheduler.update(plan, [])
+    made.waiting(16)
+    found = look(made)
+    assert (found.prompt_tokens, found.crowded) == (0, True)
