@@ -79,6 +79,8 @@ PART_REGISTRIES: dict[str, tuple[Registry[Any], type[Part]]] = {
 }
 MEMBERS = ("add", "abort", "schedule", "update", "has_work")
 """What every scheduler has."""
+WORDS = frozenset({"priority", "deadline_ms", "tenant"})
+"""What of a request an ordering may go by."""
 
 SchedulerFactory = Callable[[Limits, ResourceManager | None], Scheduler]
 
@@ -106,13 +108,24 @@ def find_scheduler(config: SchedulerConfig, num_stages: int = 1) -> SchedulerFac
     ``Class(limits)``, with ``resources=`` and ``options=`` where it takes these.
     """
     name = default_preset(num_stages) if config.scheduler == "default" else config.scheduler
-    target: Any = PRESETS[name] if name in PRESETS else SCHEDULERS.get(name)
+    target = _target_of(name)
     if isinstance(target, tuple):
         return _compose(config, name, target, num_stages)
     for kind in PART_REGISTRIES:
         if getattr(config, kind) is not None:
             raise ConfigError(kind, getattr(config, kind), f"nothing beside scheduler={name!r}, which is no preset")
     return _whole(config, Chosen("scheduler", name, target))
+
+
+def preset_of(name: str) -> tuple[str, str, str | None] | None:
+    """The triple that a scheduler's name stands for, ours or somebody else's; ``None`` for a whole scheduler. Raises
+    ``ConfigError`` for a name that leads nowhere."""
+    target = _target_of(name)
+    return target if isinstance(target, tuple) else None
+
+
+def _target_of(name: str) -> Any:
+    return PRESETS[name] if name in PRESETS else SCHEDULERS.get(name)
 
 
 def chosen_parts(config: SchedulerConfig, preset: Sequence[Any], num_stages: int = 1) -> list[Chosen]:
@@ -123,6 +136,7 @@ def chosen_parts(config: SchedulerConfig, preset: Sequence[Any], num_stages: int
         factory = registry.get(name)
         check_class(factory, base, kind, name)
         _check_version(factory, kind, name)
+        _check_knows(factory, kind, name)
         parts.append(Chosen(kind, name, factory))
     return parts
 
@@ -196,6 +210,13 @@ def _check_version(factory: Any, field: str, name: str) -> None:
             name,
             f"what is written for version {INTERFACE_VERSION} of the interface; this one is for {written_for}",
         )
+
+
+def _check_knows(factory: Any, field: str, name: str) -> None:
+    knows: Any = getattr(factory, "knows", WORDS)
+    if not isinstance(knows, set | frozenset) or not knows <= WORDS:
+        allowed = f"what knows of {', '.join(sorted(WORDS))}, or of none; this one knows {knows!r}"
+        raise ConfigError(field, name, allowed)
 
 
 def _other_owner(option: str) -> str | None:

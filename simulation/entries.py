@@ -9,13 +9,14 @@ a field of ``SchedulerConfig``, and any other name an option of the chosen parts
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
 from ..core.config import SchedulerConfig
 from ..core.errors import ConfigError
 from ..core.setting import settings_of
-from ..schedulers.registry import PART_REGISTRIES, PRESETS, SCHEDULERS, default_preset
+from ..schedulers.registry import PART_REGISTRIES, SCHEDULERS, default_preset, preset_of
 
 _SETTINGS = settings_of(SchedulerConfig)
 
@@ -39,9 +40,12 @@ def resolved_names(config: SchedulerConfig, num_stages: int) -> dict[str, str | 
     """``scheduler``, ``ordering``, ``capacity`` and ``micro_batch`` as they come to run; no parts where a scheduler has
     none of ours."""
     name = default_preset(num_stages) if config.scheduler == "default" else config.scheduler
-    if name not in PRESETS:
+    preset = None
+    with contextlib.suppress(ConfigError):  # what leads nowhere is refused where it is built
+        preset = preset_of(name)
+    if preset is None:
         return {"scheduler": name, "ordering": None, "capacity": None, "micro_batch": None}
-    ordering, capacity, micro_batch = PRESETS[name]
+    ordering, capacity, micro_batch = preset
     return {
         "scheduler": name,
         "ordering": config.ordering or ordering,

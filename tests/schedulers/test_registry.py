@@ -70,6 +70,14 @@ class WholeOfTheFuture(Own):
     interface_version = 2
 
 
+class KnowsTooMuch(FcfsOrdering):
+    knows = frozenset({"colour"})
+
+
+class KnowsAText(FcfsOrdering):
+    knows = "priority"  # type: ignore[assignment]
+
+
 class OfNow(FcfsOrdering):
     interface_version = 1
 
@@ -166,6 +174,8 @@ def test_a_scheduler_of_ones_own_is_given_what_it_takes() -> None:
         ({"scheduler": f"{HERE}:TakesMore"}, r"called as Class\(limits\): missing a required argument: 'owner'"),
         ({"scheduler": f"{HERE}:WholeOfTheFuture"}, "version 1 of the interface; this one is for 2"),
         ({"scheduler": f"{HERE}:no_scheduler"}, "lacks add, abort, schedule, update, has_work"),
+        ({"ordering": f"{HERE}:KnowsTooMuch"}, "what knows of deadline_ms, priority, tenant, or of none"),
+        ({"ordering": f"{HERE}:KnowsAText"}, "this one knows 'priority'"),
         ({"ordering": f"{HERE}:OfTheFuture"}, "version 1 of the interface; this one is for 2"),
         (
             {"ordering": f"{HERE}:NoOrdering"},
