@@ -9,6 +9,8 @@ about two of their largest requests, whatever else they send.
 - A tenant who had nobody waiting is lifted to the least counter of those who have: idling earns no credit.
 - What the prefix cache holds of a prompt is not counted: it was not computed.
 - What is computed again after a pause is not counted: the pause was the engine's doing.
+- Ours: where memory or seats are full, a newcomer displaces a resident of a tenant who holds several times as many. The
+  paper lets it wait until one of theirs ends, and with long answers that is what a greedy tenant's neighbours feel.
 """
 
 from __future__ import annotations
@@ -39,6 +41,11 @@ class FairOptions:
     )
     prompt_weight: float = option(1.0, "what a prompt token counts that was computed")
     output_weight: float = option(2.0, "what an output token counts")
+    displace_at: float = option(
+        3.0,
+        "a newcomer takes the place of a resident whose tenant has had no less and holds more than so many times the "
+        "residents that the newcomer's own would, by weight; 0: never",
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -46,6 +53,8 @@ class FairOptions:
         for name in ("prompt_weight", "output_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(name, getattr(self, name), "a number of 0 or more")
+        if self.displace_at != 0 and not 1 <= self.displace_at < math.inf:
+            raise ConfigError("displace_at", self.displace_at, "0, or a number of 1 or more")
         if not self.prompt_weight and not self.output_weight:
             raise ConfigError("output_weight", self.output_weight, "more than 0 where prompt_weight is 0")
 
@@ -77,6 +86,7 @@ class FairOrdering(Ordering):
     def __init__(self, options: FairOptions | None = None) -> None:
         options = options or FairOptions()
         self.counters = TokenCounters(options.parsed_weights(), options.prompt_weight, options.output_weight)
+        self._displace_at = options.displace_at
         self._home: dict[int, Tenant] = {}
         """By the id of each request that waits."""
         self._turns: list[tuple[float, int, Tenant]] = []
@@ -134,10 +144,20 @@ class FairOrdering(Ordering):
                 price = self.counters.price(request, step.prefix(request).num_tokens, tenant)
                 heappush(turns, (served + price, since, index, tenant, waiting))
 
+    def displaces(self, newcomer: RequestView, resident: RequestView) -> bool:
+        """With it the newcomer's tenant still holds fewer than the other did without, so no chain of displacements
+        comes back to where it began; and with a good distance between, two who are about equal leave each other alone.
+        """
+        own, other = self.counters.find(newcomer.tenant), self.counters.find(resident.tenant)
+        if own is None or other is None or own is other or not self._displace_at or own.served > other.served:
+            return False
+        return other.num_resident / other.weight > self._displace_at * (own.num_resident + 1) / own.weight
+
     def pause_key(self, request: RequestView) -> tuple[float, int]:
         """The youngest of whoever has had most."""
         self.counters.settle()
-        return self.counters.served(request.tenant), request.request_id
+        tenant = self.counters.find(request.tenant)
+        return 0.0 if tenant is None else tenant.served, request.request_id
 
     def started(self, request: RequestView) -> None:
         self.counters.start(request)

@@ -75,10 +75,9 @@ class TokenCounters:
             tenant = self._tenants[name] = Tenant(name, weight)
         return tenant
 
-    def served(self, name: str | None) -> float:
-        """A tenant's counter; 0 for one that is not known."""
-        tenant = self._tenants.get(name)
-        return 0.0 if tenant is None else tenant.served
+    def find(self, name: str | None) -> Tenant | None:
+        """The tenant of this name, if it is known."""
+        return self._tenants.get(name)
 
     def price(self, request: RequestView, num_cached: int, tenant: Tenant) -> float:
         """What a start adds to the counter: its prompt, less what it finds in the cache. To recompute what was paused

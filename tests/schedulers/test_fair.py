@@ -16,7 +16,7 @@ from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import StepPlan
 from llm_engine.schedulers.orderings.fair import FairOptions, FairOrdering
 from tests.engine.core_driver import CoreDriver
-from tests.schedulers.books import Books, order
+from tests.schedulers.books import Books, chunks, order
 
 
 class Hall:
@@ -68,7 +68,8 @@ class Hall:
 
     def served(self, tenant: str | None) -> float:
         self.ordering.counters.settle()
-        return self.ordering.counters.served(tenant)
+        known = self.ordering.counters.find(tenant)
+        return 0.0 if known is None else known.served
 
 
 # -- in which order
@@ -290,6 +291,76 @@ def test_the_largest_counter_loses_its_youngest() -> None:
     assert [request.request_id for request in chosen] == [4, 2, 1, 3, 0]
 
 
+# -- who makes way
+
+
+@pytest.mark.parametrize(
+    ("held", "own", "options", "makes_way"),
+    [
+        (3, 0, {}, False),  # exactly three times what the newcomer's tenant would hold
+        (4, 0, {}, True),
+        (6, 1, {}, False),
+        (7, 1, {}, True),
+        (1, 0, {"displace_at": 1.0}, False),  # or two would change places for ever
+        (2, 0, {"displace_at": 1.0}, True),
+        (50, 0, {"displace_at": 0.0}, False),
+        (7, 0, {"weights": "greedy=2"}, True),
+        (6, 0, {"weights": "greedy=2"}, False),
+        (2, 0, {"weights": "modest=2"}, True),
+    ],
+)
+def test_a_newcomer_displaces_whoever_holds_several_times_as_many(
+    held: int, own: int, options: dict[str, Any], makes_way: bool
+) -> None:
+    hall = Hall(**options)
+    residents = hall.come("greedy", *[50] * held)
+    hall.start(*residents)
+    hall.start(*hall.come("modest", *[1] * own))
+    hall.answer(residents[0], 5)
+    (newcomer,) = hall.come("modest", 1)
+    chosen = [hall.ordering.displaces(hall.requests[newcomer], hall.requests[number]) for number in residents]
+    assert chosen == [makes_way] * held
+    assert not any(hall.ordering.displaces(hall.requests[number], hall.requests[newcomer]) for number in residents)
+
+
+def test_who_has_had_more_displaces_nobody() -> None:
+    hall = Hall()
+    residents = hall.come("a", *[1] * 9)
+    (long,) = hall.come("b", 50)
+    hall.start(long, *residents)
+    hall.end(long)
+    (newcomer,) = hall.come("b", 1)
+    assert hall.served("b") > hall.served("a")
+    assert not hall.ordering.displaces(hall.requests[newcomer], hall.requests[residents[0]])
+
+
+def test_nobody_displaces_their_own() -> None:
+    hall = Hall()
+    residents = hall.come("a", *[1] * 9)
+    hall.start(*residents)
+    (newcomer,) = hall.come("a", 1)
+    assert not hall.ordering.displaces(hall.requests[newcomer], hall.requests[residents[0]])
+
+
+def test_the_youngest_of_the_greedy_one_is_paused_for_a_newcomer() -> None:
+    books = Books(scheduler="fair", num_blocks=8)
+    greedy = [books.waiting(7) for _ in range(4)]
+    for request in greedy:
+        request.tenant = "greedy"
+        books.scheduler.ordering.remove(request.request_id)
+        books.scheduler.ordering.add(request)
+    assert chunks(books.plan()) == {0: 7, 1: 7, 2: 7, 3: 7}
+    for request in greedy:
+        books.hold(request, 6)
+    modest = books._make(7, 5, None)
+    modest.tenant = "modest"
+    books.scheduler.add(modest)
+    plan = books.plan()
+    assert plan is not None
+    assert plan.paused_ids == [3]
+    assert chunks(plan) == {0: 1, 1: 1, 2: 1, 4: 7}
+
+
 # -- what it costs
 
 
@@ -377,6 +448,8 @@ def test_who_has_work_here_is_never_forgotten() -> None:
         ({"weights": "alice=1,alice=2"}, "weights"),
         ({"weights": 3}, "weights"),
         ({"prompt_weight": -1.0}, "prompt_weight"),
+        ({"displace_at": 0.5}, "displace_at"),
+        ({"displace_at": float("nan")}, "displace_at"),
         ({"prompt_weight": "1"}, "prompt_weight"),
         ({"output_weight": float("nan")}, "output_weight"),
         ({"output_weight": float("inf")}, "output_weight"),
