@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack, cast
 from prometheus_client import CollectorRegistry
 
 from ..core.config import EngineConfig, EngineSettings
-from ..core.errors import CapacityError, EngineDeadError, InvalidParamsError, QueueFullError
+from ..core.errors import CapacityError, ConfigError, EngineDeadError, InvalidParamsError, QueueFullError
 from ..core.outputs import RequestOutput
 from ..core.sampling_params import SamplingParams
 from ..core.trace import StepStats
@@ -71,7 +71,7 @@ class LLM:
         sampler: SamplerFactory = BatchSampler,
         **settings: Unpack[EngineSettings],
     ) -> None:
-        named = tuple(resource for resource in resources if isinstance(resource, str))
+        named, managers = _sort_resources(resources)
         self.config = EngineConfig.of(model=model, resources=named, **settings)
         check_names(self.config)
         check_executor(self.config.parallel.executor)
@@ -98,7 +98,7 @@ class LLM:
                 registry=registry,
                 model_name=self.model_name,
                 engine_label=engine_label,
-                resources=[resource for resource in resources if not isinstance(resource, str)],
+                resources=managers,
             )
         info = self._engine.info.model
         self.max_model_len = info.max_model_len
@@ -294,6 +294,17 @@ class LLM:
             self._engine.state.abort([i for c in collectors for i in c.unfinished_ids])
             raise
         return [collector.result() for collector in collectors]
+
+
+def _sort_resources(resources: Any) -> tuple[tuple[str, ...], list[BaseResourceManager]]:
+    """The names and the managers among them. Raises ``ConfigError`` for what is neither."""
+    if isinstance(resources, str) or not isinstance(resources, Sequence):
+        raise ConfigError("resources", resources, "a list of resource managers and their names")
+    managers = [resource for resource in resources if not isinstance(resource, str)]
+    for manager in managers:
+        if not isinstance(manager, BaseResourceManager) or not isinstance(getattr(manager, "name", None), str):
+            raise ConfigError("resources", manager, "a BaseResourceManager with a name, or the name of one")
+    return tuple(resource for resource in resources if isinstance(resource, str)), managers
 
 
 def _as_list(prompts: Any) -> list[Prompt]:

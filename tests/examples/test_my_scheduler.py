@@ -94,9 +94,14 @@ def test_what_it_does_not_take_is_refused_at_start(installed: Path, tmp_path: Pa
     assert "ordering shortest-prompt has this one, and is not chosen" in ended.stderr
 
 
-def test_it_serves(installed: Path, tmp_path: Path) -> None:
+def test_it_serves_beside_a_resource_and_a_kv_manager(installed: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
-    words = ("--scheduler", "shortest-prompt", "--scheduler-option", "tokens_per_second=50", "--trace", str(trace))
+    for name in ("licence_slots.py", "keep_shared.py"):
+        shutil.copy(EXAMPLE.parent / name, installed)
+    words = (
+        "--scheduler", "shortest-prompt", "--scheduler-option", "tokens_per_second=50", "--trace", str(trace),
+        "--resource", "licence_slots:LicenceSlots", "--kv-cache-manager", "keep_shared:KeepShared",
+    )  # fmt: skip
     with serving(installed, *words) as server:
         question = [{"role": "user", "content": "What is 47 + 85?"}]
         answer = server.client().chat.completions.create(model="demo", messages=question, temperature=0)

@@ -101,6 +101,9 @@ def test_an_engine_asks_resources_by_name_and_by_object() -> None:
     [
         ({"resources": ["licence_slots:LicenceSlot"]}, "resources is 'licence_slots:LicenceSlot'; allowed: something"),
         ({"resources": ["keep_shared:KeepShared"]}, "a subclass of BaseResourceManager; KeepShared is none, and lacks"),
+        ({"resources": "licence_slots:LicenceSlots"}, "a list of resource managers and their names"),
+        ({"resources": [5]}, "resources is 5; allowed: a BaseResourceManager with a name, or the name of one"),
+        ({"resources": [LicenceSlots]}, "allowed: a BaseResourceManager with a name"),
         ({"resources": ["licences"]}, "resources is 'licences'; allowed: "),
         ({"resources": ["licence_slots:LicenceSlots"] * 2}, "one of each name"),
         ({"kv_cache_manager": "licence_slots:LicenceSlots"}, "a subclass of KVCacheManager; LicenceSlots is none"),
