@@ -70,11 +70,9 @@ class _Filler:
             if not self._offer(start):
                 return
             self._took(request, start, take_chunk(step, request, self.capacity))
-        if step.is_full:
+        if self._is_full:
             return
         for request in waiting.visit(step):
-            if self.tokens <= 0 or step.rows_left <= 0:
-                return
             start = step.prefix(request).num_tokens
             if not self._offer(start):
                 return
@@ -86,8 +84,13 @@ class _Filler:
                 if not used:
                     return
                 self._took(request, start, used)
-                if step.is_full:
+                if self._is_full:
                     return
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether nobody who waits can come in: then nobody is asked who it would be, which may cost something."""
+        return self.tokens <= 0 or self.step.rows_left <= 0 or self.step.is_full
 
     def _offer(self, start: int) -> bool:
         """Leave in ``step.tokens_left`` what one whose next token is at ``start`` may take; whether it is anything."""
