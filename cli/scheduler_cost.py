@@ -36,7 +36,8 @@ WARM_UP_STEPS = 20
 WATCHED_STEPS = 20
 """In which the parts are timed, apart from the others: it costs a microsecond or two."""
 MIXES = ("decode", "mixed")
-_FULL = 0.9
+_MOST_FILL_STEPS = 4 * ANSWER_TOKENS
+_FULL = 0.8
 """Share of the seats that are taken at any time of a mixed load."""
 _TURN = 4
 """Steps from a request's end to the first token of the one who takes its seat."""
@@ -104,7 +105,7 @@ class HostLoad:
             long_prefill_token_threshold=threshold,
         )
         self.core = make_core(config, num_kv_blocks=num_kv_blocks, block_size=BLOCK_SIZE, num_stages=1, on_cuda=False)
-        self.described = {
+        self.described: dict[str, Any] = {
             "running": running,
             "mix": mix,
             "max_num_batched_tokens": budget,
@@ -122,8 +123,9 @@ class HostLoad:
         self._numbers = itertools.count()
         self._results: deque[StepResult] = deque()
         self._now = 0.0
-        self.num_ended = 0
+        self.fill_steps = 0
         self._fill()
+        self.described["fill_steps"] = self.fill_steps
 
     @property
     def num_waiting(self) -> int:
@@ -162,7 +164,6 @@ class HostLoad:
         retired = core.retire(result, self._now)
         updating = clock() - began
         assert retired is not None and not retired.failed, "a request of the benchmark failed"
-        self.num_ended += len(retired.finished)
         for _ in retired.finished:
             self._arrive(self._answer, priority=1)
         return StepTimes(scheduling, updating)
@@ -190,15 +191,18 @@ class HostLoad:
         self.core.add(request, self._now)
 
     def _fill(self) -> None:
-        """Until everybody decodes; in a mixed load as many arrive in each step as are to end later."""
+        """Until everybody decodes. In a mixed load as many arrive in each step as are to end later, and it goes on
+        until nobody finds a block that was never used: from then on each that is taken is one the prefix cache loses.
+        """
         missing, at_once = self.running, self.ends_per_step if self.mixed else self.running
-        for _ in range(2 * ANSWER_TOKENS + 100):
+        while self.fill_steps < _MOST_FILL_STEPS:
             for _ in range(min(missing, at_once)):
                 self._arrive(self._answer, priority=0)
             missing -= min(missing, at_once)
             if not self.step():
                 break
-            if not missing and (self.num_ended if self.mixed else self.core.table.num_decoding == self.running):
+            self.fill_steps += 1
+            if not missing and (self.core.kv.evictions if self.mixed else self.core.table.num_decoding == self.running):
                 break
         if self.core.table.num_resident < _FULL * self.running:
             raise NoSuchLoad(f"{self.core.table.num_resident} of {self.running} became resident")

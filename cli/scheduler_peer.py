@@ -29,6 +29,7 @@ class VllmPeer:
                 [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
             )
         except OSError as error:
+            self._log.close()
             raise ConfigError("vllm", python, f"a Python that can be run ({error.strerror})") from error
         try:
             self.versions: dict[str, str] = self._ask(do="versions")

@@ -68,7 +68,7 @@ class VllmLoad:
         hash_function = get_hash_fn_by_name(cache.prefix_caching_hash_algo)
         init_none_hash(hash_function)
         self._hasher = get_request_block_hasher(block_size, hash_function)
-        self._number = self.num_ended = 0
+        self._number = 0
         self._fill()
 
     def set_waiting(self, count: int) -> None:
@@ -94,15 +94,9 @@ class VllmLoad:
         began = clock()
         scheduler.update_from_output(planned, result)
         updating = clock() - began
-        ended = before - len(scheduler.requests)
-        self.num_ended += ended
-        for _ in range(ended):
+        for _ in range(before - len(scheduler.requests)):
             self._arrive()
         return scheduling, updating
-
-    @property
-    def num_decoding(self) -> int:
-        return sum(request.num_output_tokens > 0 for request in self.scheduler.running)
 
     def _arrive(self) -> None:
         from vllm import SamplingParams
@@ -119,13 +113,15 @@ class VllmLoad:
         self.scheduler.add_request(Request(str(number), tokens, params, None, block_hasher=self._hasher))
 
     def _fill(self) -> None:
-        running, mixed = self.load["running"], self.load["mix"] == "mixed"
-        missing, at_once = running, self.load["ends_per_step"] if mixed else running
-        while missing or not (self.num_ended if mixed else self.num_decoding == running):
+        running = self.load["running"]
+        missing, at_once = running, self.load["ends_per_step"] if self.load["mix"] == "mixed" else running
+        for _ in range(self.load["fill_steps"]):
             for _ in range(min(missing, at_once)):
                 self._arrive()
             missing -= min(missing, at_once)
             self.step()
+        if len(self.scheduler.running) < 0.8 * running:
+            raise RuntimeError(f"{len(self.scheduler.running)} of {running} became resident")
 
 
 def main() -> None:
