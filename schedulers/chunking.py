@@ -184,8 +184,9 @@ class _Rounds:
 
     def _fit(self, rounds: int) -> bool:
         sizes = [self._after(row, rounds) for row in self.open]
-        if sum(sizes) - sum(self.sizes[row] for row in self.open) > self.tokens:
-            return False
+        count = sum(sizes) - sum(self.sizes[row] for row in self.open)
+        if count > self.tokens or not self.price:
+            return count <= min(self.tokens, self.room)
         return sum(map(self._cost, self.open, sizes)) <= self.room
 
     def _after(self, row: int, rounds: int) -> int:
