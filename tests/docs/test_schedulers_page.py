@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 from llm_engine.cli.schedulers import spelled
 from llm_engine.engine.executors.registry import EXECUTORS
@@ -63,6 +68,29 @@ def test_the_tutorials_files_are_those_of_the_example() -> None:
     (points,) = blocks_of("docs/schedulers.md", "toml")
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))
     assert tomllib.loads(points.text)["project"]["entry-points"] == project["project"]["entry-points"]
+
+
+def test_the_tutorials_commands_run_and_show_what_it_says(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLE / "my_scheduler.py", tmp_path)
+    tutorial = PAGE[PAGE.index("## Tutorial") : PAGE.index("## Writing the other parts")]
+    commands = re.findall(r"^llm-engine (simulate .+)$", tutorial, re.MULTILINE)
+    assert len(commands) == 2
+    printed = []
+    for command in commands:
+        environ = {**os.environ, "PYTHONPATH": f".{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(
+            [sys.executable, "-m", "llm_engine", *command.split()],
+            cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        printed.append(ended.stdout)
+    assert "scheduler my_scheduler:ShortestPrompt x max-utilization x balanced" in printed[0]
+    row = r"^ (fcfs|ordering=\S+) +\d+ +([\d.]+) s +([\d.]+) s"
+    first_tokens = {name: (float(p50), float(p99)) for name, p50, p99 in re.findall(row, printed[1], re.MULTILINE)}
+    mine, fcfs = first_tokens["ordering=my_scheduler:ShortestPrompt"], first_tokens["fcfs"]
+    assert mine[0] < 0.6 * fcfs[0]
+    assert mine[1] > fcfs[1]
+    assert "in about half the time that it takes under fcfs (p50), and the long prompts pay for it at p99" in tutorial
 
 
 def test_every_group_of_entry_points_is_listed() -> None:

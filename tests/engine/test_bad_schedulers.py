@@ -244,41 +244,76 @@ def test_a_plan_that_is_changed_after_it_was_returned_is_what_it_was() -> None:
     assert [outcome.tokens for outcome in driver.outcomes.values()] == [driver.expected(i) for i in range(4)]
 
 
+def test_decodes_that_are_moved_to_and_fro_for_ever_are_no_progress() -> None:
+    def to_and_fro(scheduler: Any, table: TableView) -> Any:
+        source = next(queue for queue in table.queues if queue.ids)
+        return StepPlan(queue=source.index, moved_ids=[source.ids[0]], moved_queues=[1 - source.index])
+
+    driver = CoreDriver(num_queues=2, num_blocks=14)
+    driver.core.scheduler = Returning(driver.limits, to_and_fro)
+    driver.add([1, 2, 3], 9)
+    for _ in range(GOOD_CALLS):
+        driver.step()
+    with pytest.raises(SchedulerError, match=r"makes no progress: .* plans without rows in a row"):
+        driver.core.schedule(9.0)
+    driver.check()
+
+
 # -- through a whole engine
 
+SUBMITTED = 5
 
-class RaisingLater(Turning):
+
+class TurningLater(Turning):
+    """Turns when everybody is there, or the last would come to a dead engine."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.num_added = 0
+
+    def add(self, request: Any) -> None:
+        super().add(request)
+        self.num_added += 1
+
+    @property
+    def has_turned(self) -> bool:
+        return self.num_added >= SUBMITTED and super().has_turned
+
+
+class RaisingLater(TurningLater):
     def misbehave(self, now: float, table: TableView, kv: Any) -> Any:
         raise ZeroDivisionError("so it is")
 
 
-class RaisingWhenTold(Turning):
+class RaisingWhenTold(TurningLater):
     def update(self, plan: StepPlan, finished_ids: Any) -> None:
         if self.has_turned:
             raise ZeroDivisionError("so it is")
 
 
-class RaisingWhenAborting(Turning):
+class RaisingWhenAborting(TurningLater):
     def abort(self, request_id: int) -> None:
-        raise ZeroDivisionError("so it is")
+        if self.has_turned:
+            raise ZeroDivisionError("so it is")
+        super().abort(request_id)
 
 
-class Texts(Turning):
+class Texts(TurningLater):
     def misbehave(self, now: float, table: TableView, kv: Any) -> Any:
         return StepPlan(queue=0, decode_ids=["0"])  # type: ignore[list-item]
 
 
-class Strangers(Turning):
+class Strangers(TurningLater):
     def misbehave(self, now: float, table: TableView, kv: Any) -> Any:
         return StepPlan(queue=0, paused_ids=[99])
 
 
-class Circles(Turning):
+class Circles(TurningLater):
     def misbehave(self, now: float, table: TableView, kv: Any) -> Any:
         return StepPlan(queue=0)
 
 
-class Leaving(Turning):
+class Leaving(TurningLater):
     def misbehave(self, now: float, table: TableView, kv: Any) -> Any:
         raise SystemExit(3)
 
@@ -331,7 +366,7 @@ def test_an_engine_ends_with_the_error_and_everybody_is_told(
 ) -> None:
     name = f"{HERE}:{kind.__name__}"
     with toy_llm(stages=stages, scheduler=name, max_num_seqs=2) as llm:
-        futures = [llm.submit([number, 7, 8], greedy(40)) for number in range(1, 6)]
+        futures = [llm.submit([number, 7, 8], greedy(40)) for number in range(SUBMITTED)]
         told = [future.exception(SECONDS) for future in futures]
         assert llm.dead_cause is not None
         assert isinstance(llm.dead_cause.__cause__, SchedulerError)
