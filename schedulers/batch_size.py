@@ -11,6 +11,9 @@ from .traffic import Traffic
 
 KNEE = 128.0
 """Tokens up to which a step hardly takes longer, until it is known."""
+_ENOUGH = 16
+"""Times the knee: what a step costs beside its tokens is lost in what they cost, and larger ones only make all decode,
+and run out of memory, in one wave."""
 _FIXED_SHARE = 0.25
 """Of the knee, what a step of prompts costs beside its tokens: it reads the weights while it computes."""
 
@@ -47,7 +50,7 @@ class BatchSize:
             self._burst = 0.0
             return limits.max_num_batched_tokens
         knee, stages, rows = self.knee(table), table.num_stages, work.num_decodes / num_queues
-        size = float(limits.max_num_batched_tokens)
+        size = min(float(limits.max_num_batched_tokens), rows + _ENOUGH * max(knee, KNEE))
         if stages > 1:
             fixed = _FIXED_SHARE * knee + work.num_prompts / (2 * stages)
             self._burst = max(self._burst, math.sqrt(fixed * work.prompt_tokens * work.mean_worth / (stages - 1)))
