@@ -21,6 +21,7 @@ class PrefixMemory:
 
     def __init__(self, manager: KVCacheManager) -> None:
         self._manager = manager
+        self._lost = manager.cache.lost
         self._remembered: dict[int, _Remembered] = {}
 
     def __len__(self) -> int:
@@ -33,8 +34,8 @@ class PrefixMemory:
         """``KVCacheManager.match_prefix``, for a request whose hashes only ever get more."""
         remembered = self._remembered.get(request_id)
         if remembered is not None and remembered.num_tokens == num_tokens and remembered.num_hashes == len(hashes):
-            if remembered.lost_none(self._manager):
-                if not remembered.may_be_longer(self._manager):
+            if remembered.num_lost == self._lost.total or remembered.lost_none(self._manager):
+                if not remembered.may_grow or not remembered.may_be_longer(self._manager):
                     return remembered.match
                 known = remembered.match
             else:
@@ -54,7 +55,9 @@ class PrefixMemory:
 
 
 class _Remembered:
-    __slots__ = ("_blocks", "_missing", "_next", "_num_lost", "_num_published", "match", "num_hashes", "num_tokens")
+    __slots__ = (
+        "_blocks", "_missing", "_next", "_num_published", "match", "may_grow", "num_hashes", "num_lost", "num_tokens",
+    )  # fmt: skip
 
     def __init__(
         self, match: PrefixMatch, hashes: Sequence[BlockHash], num_tokens: int, manager: KVCacheManager
@@ -70,23 +73,24 @@ class _Remembered:
             self._next = hashes[found] if found < most else None
         else:
             self._missing = frozenset(h for h in (hashes[i] for i in range(found, most)) if cache.get(h) is None)
-        self._num_lost, self._num_published = cache.lost.total, cache.published.total
+        self.may_grow = self._next is not None or bool(self._missing)
+        self.num_lost, self._num_published = cache.lost.total, cache.published.total
         self._blocks: frozenset[int] | None = None
         """Those of the match, once something was lost."""
 
     def lost_none(self, manager: KVCacheManager) -> bool:
         """Whether every block of the match still carries its hash; where it is not cheap to tell, no."""
         lost = manager.cache.lost
-        if self._num_lost == lost.total or not self.match.block_ids:
+        if not self.match.block_ids:
             return True
-        since = lost.since(self._num_lost)
+        since = lost.since(self.num_lost)
         if since is None or len(since) > len(self.match.block_ids):
             return False
         if self._blocks is None:
             self._blocks = frozenset(self.match.block_ids)
         if not self._blocks.isdisjoint(since):
             return False
-        self._num_lost = lost.total
+        self.num_lost = lost.total
         return True
 
     def may_be_longer(self, manager: KVCacheManager) -> bool:
@@ -94,7 +98,7 @@ class _Remembered:
         if self._next is not None:
             return manager.cache.get(self._next) is not None
         published = manager.cache.published
-        if not self._missing or self._num_published == published.total:
+        if self._num_published == published.total:
             return False
         since = published.since(self._num_published)
         if since is None or not self._missing.isdisjoint(since):
