@@ -48,8 +48,8 @@ class SchedulingPass:
         self.is_short = False
         """Whether somebody was left out for want of a pause: a decode without a block, or a newcomer who would displace
         one in flight. A plan made ahead is dropped then, or its queue would never be idle and nobody ever paused."""
-        self.makes_way_for: int | None = None
-        """The waiting request for whose sake residents were paused in this pass."""
+        self.makes_way_for: set[int] = set()
+        """The waiting requests for whose sake residents were paused in this pass."""
         self.admitted: list[RequestView] = []
         self.chunk_drafts: list[int] = []
         """Parallel to the plan's chunks where something drafts: draft tokens each carries. Once finished."""
@@ -115,16 +115,16 @@ class SchedulingPass:
         found = self.prefix(request).num_tokens
         if found // self.kv.block_size >= (request.num_tokens - 1) // self.kv.block_size:
             return False  # a hit leaves the last token to compute: there is nothing more to find
-        block = self._first_new_block(request, found)
+        block = self.first_new_block(request, found)
         if block is None:
             return False
         if self._being_computed is None:
             unfilled = (
-                self._first_new_block(resident, resident.num_computed_tokens)
+                self.first_new_block(resident, resident.num_computed_tokens)
                 for resident in self.table.unfilled.values()
                 if not self.is_paused(resident.request_id)
             )
-            admitted = (self._first_new_block(r, self.prefix(r).num_tokens) for r in self.admitted)
+            admitted = (self.first_new_block(r, self.prefix(r).num_tokens) for r in self.admitted)
             self._being_computed = {block for block in (*unfilled, *admitted) if block is not None}
         return block in self._being_computed
 
@@ -156,7 +156,7 @@ class SchedulingPass:
         match = self.prefix(request)
         self.reserved_blocks += self.blocks_to_end(request) - self.kv.shared_by(match)
         self.kv.reserve(self.kv.blocks_to_start(match, match.num_tokens + num_tokens), match)
-        if self._being_computed is not None and (block := self._first_new_block(request, match.num_tokens)) is not None:
+        if self._being_computed is not None and (block := self.first_new_block(request, match.num_tokens)) is not None:
             self._being_computed.add(block)
         self._resources.reserve(request)
         self.seats_left -= 1
@@ -240,7 +240,7 @@ class SchedulingPass:
         """The first resource that has too little left for one more such request in this pass."""
         return self._resources.shortage(request)
 
-    def _first_new_block(self, request: RequestView, num_tokens: int) -> BlockHash | None:
+    def first_new_block(self, request: RequestView, num_tokens: int) -> BlockHash | None:
         """The hash of the full block that holds position ``num_tokens``; ``None`` where the prompt does not fill it, or
         may not find it."""
         hashes, index = request.block_hashes, num_tokens // self.kv.block_size

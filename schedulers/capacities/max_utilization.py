@@ -16,7 +16,7 @@ from ...core.errors import ConfigError
 from ...core.views import RequestView
 from ..base import Capacity, Ordering, Verdict
 from ..scheduling_pass import SchedulingPass
-from .pausing import pause_until_free, whom_to_displace
+from .pausing import Way, pause_until_free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,28 +62,35 @@ class MaxUtilization(Capacity):
     def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
         if type(waiting).displaces is Ordering.displaces:
             return  # it never does
-        newcomer = self._first_refused(step, waiting)
-        if newcomer is None:
-            return
-        displaceable = self._displaceable(step, newcomer)
-        if not displaceable:
-            return
-        victims = whom_to_displace(step, newcomer, displaceable, self._needed(step, newcomer), self._kept(step))
-        if not victims:
-            return
-        if step.ahead:
-            step.is_short = True  # nobody is put out for a guess: the queue comes home first
-            return
-        step.makes_way_for = newcomer.request_id
-        for victim in victims:
-            step.pause(victim)
+        way = Way(step, self._kept)
+        for newcomer in waiting.visit(step):
+            if self._is_deferred(step, newcomer) or way.computes_for(newcomer):
+                continue
+            if step.lacking_resource(newcomer) is not None:
+                continue
+            needed = self._needed(step, newcomer)
+            if not step.plan.paused_ids and step.seats_left > 0 and needed <= self.room(step):
+                return  # the pass admits somebody as it is
+            if not step.plan.paused_ids or not way.has_place(needed):
+                victims = way.victims(newcomer, needed, self._displaceable(step, newcomer))
+                if not victims:
+                    return
+                if step.ahead:
+                    step.is_short = True  # nobody is put out for a guess: the queue comes home first
+                    return
+                for victim in victims:
+                    step.pause(victim)
+            step.makes_way_for.add(newcomer.request_id)
+            # Anew: what it finds of those that were paused is free now, and costs it a block each.
+            way.grant(newcomer, self._needed(step, newcomer))
 
     def make_room(self, step: SchedulingPass, num_blocks: int) -> bool:
         return pause_until_free(step, num_blocks)
 
     def judge(self, step: SchedulingPass, request: RequestView) -> Verdict:
-        if step.plan.paused_ids and step.makes_way_for != request.request_id:
-            return Verdict.STOP  # the newcomer would take what was just given back
+        if step.plan.paused_ids and request.request_id not in step.makes_way_for:
+            # It would take what was just given back. Those for whom it was stand behind this one, or have all come in.
+            return Verdict.SKIP if len(step.admitted) < len(step.makes_way_for) else Verdict.STOP
         room = self.room(step)
         if step.seats_left <= 0 or room <= 0:
             return Verdict.STOP  # whatever it finds in memory, it needs a block
@@ -101,9 +108,9 @@ class MaxUtilization(Capacity):
         promised = step.promised_blocks if self._options.reserve_full_prompt else 0
         return step.kv.free_blocks - promised - self._kept(step)
 
-    def _kept(self, step: SchedulingPass) -> int:
+    def _kept(self, step: SchedulingPass, seats_left: int | None = None) -> int:
         """Blocks that are not given away. In an empty engine nobody needs them, and a request that fits alone runs."""
-        if step.seats_left == step.limits.max_num_seqs:
+        if (step.seats_left if seats_left is None else seats_left) == step.limits.max_num_seqs:
             return 0
         return int(self._options.watermark * step.kv.num_usable_blocks)
 
@@ -117,14 +124,6 @@ class MaxUtilization(Capacity):
         first = step.chunk_size(match.num_tokens, request.num_tokens - match.num_tokens)
         return step.kv.blocks_to_start(match, match.num_tokens + first, claim=False)
 
-    def _first_refused(self, step: SchedulingPass, waiting: Ordering) -> RequestView | None:
-        """The first of the waiting, where it finds no seat or no blocks; those whom ``judge`` skips passed over."""
-        for request in waiting.visit(step):
-            if not self._is_deferred(step, request) and step.lacking_resource(request) is None:
-                fits = step.seats_left > 0 and self._needed(step, request) <= self.room(step)
-                return None if fits else request
-        return None
-
     def _displaceable(self, step: SchedulingPass, newcomer: RequestView) -> list[RequestView]:
         """Residents it displaces who are not in flight or, ahead, not in flight but with this queue."""
         if self._outranked is None or self._outranked[0] != newcomer.request_id:
@@ -134,6 +133,9 @@ class MaxUtilization(Capacity):
         return [
             resident
             for resident in map(step.table.__getitem__, self._outranked[1])
-            if not step.table.is_in_flight(resident)
-            or (step.ahead and resident.request_id in step.queue and resident.request_id not in ending)
+            if not step.is_paused(resident.request_id)
+            and (
+                not step.table.is_in_flight(resident)
+                or (step.ahead and resident.request_id in step.queue and resident.request_id not in ending)
+            )
         ]

@@ -506,22 +506,56 @@ def test_who_waits_for_a_hit_or_lacks_a_resource_is_passed_over() -> None:
     second = books.waiting(4, priority=1)
     step = books.a_pass()
     books.scheduler.capacity.make_way(step, books.scheduler.ordering)
-    assert (step.plan.paused_ids, step.makes_way_for) == ([0], second.request_id)
+    assert (step.plan.paused_ids, step.makes_way_for) == ([0], {second.request_id})
     books = prioritized(max_num_seqs=1, resources=[Places("rare", 0)])
     books.decoding(6, priority=5)
     books.waiting(4, priority=1)
     assert paused_for(books) == []
 
 
-def test_only_that_one_is_admitted_in_the_pass() -> None:
+def test_only_those_are_admitted_in_the_pass_for_whom_it_paused() -> None:
     books = prioritized(max_num_seqs=1)
     books.decoding(6, priority=5)
     first, second = books.waiting(4, priority=1), books.waiting(4, priority=1)
-    assert paused_for(books) == [0]
     step = books.a_pass()
     books.scheduler.capacity.make_way(step, books.scheduler.ordering)
-    assert books.scheduler.capacity.judge(step, second) is Verdict.STOP
+    assert (step.plan.paused_ids, step.makes_way_for) == ([0], {first.request_id})
+    assert books.scheduler.capacity.judge(step, second) is Verdict.SKIP
     assert books.scheduler.capacity.judge(step, first) is Verdict.ADMIT
+    step.start(first, 4)
+    assert books.scheduler.capacity.judge(step, second) is Verdict.STOP
+
+
+def test_a_pass_makes_way_for_as_many_as_it_has_room_for() -> None:
+    books = prioritized(max_num_seqs=4, max_num_batched_tokens=10)
+    for priority in (0, 5, 5, 5):
+        books.decoding(6, priority=priority)
+    urgent = [books.waiting(4, priority=1) for _ in range(3)]
+    plan = books.plan()
+    assert plan is not None
+    assert plan.paused_ids == [3, 2]
+    assert chunks(plan) == {urgent[0].request_id: 4, urgent[1].request_id: 4}
+    assert sorted(plan.decode_ids) == [0, 1], "a third would have had no tokens"
+
+
+def test_what_one_pause_cleared_is_enough_for_two() -> None:
+    books = prioritized(num_blocks=6, max_num_seqs=3)
+    books.decoding(6, priority=0)
+    books.decoding(16, priority=5)  # 4 blocks, none is free
+    urgent = [books.waiting(8, priority=1) for _ in range(2)]
+    plan = books.plan()
+    assert plan is not None
+    assert (plan.paused_ids, chunks(plan)) == ([1], {r.request_id: 8 for r in urgent})
+
+
+def test_of_two_alike_only_the_first_has_a_place_cleared() -> None:
+    books = prioritized(max_num_seqs=3)
+    for priority in (0, 5, 5):
+        books.decoding(6, priority=priority)
+    first, _, other = (books.waiting(12, first=token, priority=1) for token in (1, 1, 2))
+    plan = books.plan()
+    assert plan is not None
+    assert (plan.paused_ids, list(chunks(plan))) == ([2, 1], [first.request_id, other.request_id])
 
 
 def test_the_watermark_holds_for_it_too() -> None:
