@@ -32,7 +32,7 @@ class Workload:
 
 def bursty_chat(seed: int, max_len: int) -> list[Arrival]:
     """Two requests a second, and every 15 s ninety more within one. A fifth is interactive: priority 0, with 4 s and
-    0.15 s a token to its deadline; the others have priority 1 and four times as long."""
+    0.15 s a token to its deadline; the others have priority 1 and twice as long."""
     rng = random.Random(seed)
     times = _stream(2.0, 0.0, 90.0, rng)
     for burst in range(6):
@@ -42,7 +42,7 @@ def bursty_chat(seed: int, max_len: int) -> list[Arrival]:
         input_len = _drawn(200, 20, 1000, rng)
         output_len = _drawn(100, 5, 500, rng)
         is_interactive = rng.random() < 0.2
-        deadline = (4.0 + 0.15 * output_len) * (1 if is_interactive else 4)
+        deadline = (4.0 + 0.15 * output_len) * (1 if is_interactive else 2)
         priority = 0 if is_interactive else 1
         arrivals.append(Arrival(at, prompt(index, input_len), output_len, priority=priority, deadline=deadline))
     return _checked("bursty-chat", arrivals, max_len)
