@@ -111,7 +111,8 @@ def test_stage_processes_find_their_architecture_too(distribution: Path, tmp_pat
     code = (
         "from llm_engine import LLM, SamplingParams\n"
         f"with LLM({str(checkpoint(tmp_path, 'OursForCausalLM'))!r}, pipeline_parallel_size=2, num_kv_blocks=40,\n"
-        "         max_num_seqs=4, cpu_threads=1, executor='zmq', resources=['slots']) as llm:\n"
+        "         max_num_seqs=4, cpu_threads=1, executor='zmq', resources=['slots'],\n"
+        "         scheduler='priority', scheduler_options={'aging_s': 5}) as llm:\n"
         f"    question = [{{'role': 'user', 'content': {PROMPT!r}}}]\n"
         "    params = SamplingParams(temperature=0.0, max_tokens=12)\n"
         "    print(llm.chat(question, params, use_tqdm=False)[0].outputs[0].text)\n"
