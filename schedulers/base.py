@@ -85,7 +85,7 @@ class Ordering(Part, abc.ABC):
 
     def displaces(self, newcomer: RequestView, resident: RequestView) -> bool:
         """Whether this waiting request may have that resident paused to take its place. A strict order, or two would
-        pause each other for ever."""
+        pause each other for ever. The answer may be kept until a resident comes or goes."""
         return False
 
     def pause_key(self, request: RequestView) -> Any:
@@ -97,8 +97,8 @@ class Capacity(Part, abc.ABC):
     """Who may hold KV memory, and who gives it back when it runs short."""
 
     def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
-        """Before a micro-batch is formed: pause residents in ``step`` whom the first of the waiting displaces, if it
-        could not become resident otherwise."""
+        """Before a micro-batch is formed: pause residents in ``step`` whom the first of the waiting displace, if they
+        could not become resident otherwise, and note those in ``step.makes_way_for``."""
 
     @abc.abstractmethod
     def make_room(self, step: SchedulingPass, num_blocks: int) -> bool:
