@@ -56,7 +56,8 @@ class PrefixMemory:
 
 class _Remembered:
     __slots__ = (
-        "_blocks", "_missing", "_next", "_num_published", "match", "may_grow", "num_hashes", "num_lost", "num_tokens",
+        "_blocks", "_hashes", "_missing", "_next", "_num_published", "match", "may_grow", "num_hashes", "num_lost",
+        "num_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -75,21 +76,27 @@ class _Remembered:
             self._missing = frozenset(h for h in (hashes[i] for i in range(found, most)) if cache.get(h) is None)
         self.may_grow = self._next is not None or bool(self._missing)
         self.num_lost, self._num_published = cache.lost.total, cache.published.total
+        self._hashes = hashes
         self._blocks: frozenset[int] | None = None
         """Those of the match, once something was lost."""
 
     def lost_none(self, manager: KVCacheManager) -> bool:
-        """Whether every block of the match still carries its hash; where it is not cheap to tell, no."""
+        """Whether every block of the match still carries its hash: looked up among those lost since, or block by block
+        where that is less."""
         lost = manager.cache.lost
         if not self.match.block_ids:
             return True
         since = lost.since(self.num_lost)
         if since is None or len(since) > len(self.match.block_ids):
-            return False
-        if self._blocks is None:
-            self._blocks = frozenset(self.match.block_ids)
-        if not self._blocks.isdisjoint(since):
-            return False
+            found = self.match.num_tokens // manager.block_size
+            carried = map(manager.cache.hash_of.__getitem__, self.match.block_ids)
+            if list(carried) != list(self._hashes[found - len(self.match.block_ids) : found]):
+                return False
+        else:
+            if self._blocks is None:
+                self._blocks = frozenset(self.match.block_ids)
+            if not self._blocks.isdisjoint(since):
+                return False
         self.num_lost = lost.total
         return True
 

@@ -142,14 +142,28 @@ def test_a_failed_step_takes_its_blocks_back(kv: Counting, memory: PrefixMemory)
     assert waiter.found() == 0
 
 
-def test_a_look_after_very_much_was_lost_walks(kv: Counting, memory: PrefixMemory) -> None:
-    hold(kv, 1, range(12))
-    waiter = Waiter(memory, 2, range(30))
-    assert waiter.found() == 12
+def lose_very_much(kv: Counting) -> None:
     for turn in range(300):
         hold(kv, 10 + turn, range(1000 * turn + 100, 1000 * turn + 164))
         kv.free(10 + turn)
+
+
+def test_after_very_much_was_lost_the_blocks_found_are_looked_at_one_by_one(kv: Counting, memory: PrefixMemory) -> None:
+    hold(kv, 1, range(12))
+    waiter = Waiter(memory, 2, range(30))
     assert waiter.found() == 12
+    lose_very_much(kv)
+    assert waiter.found() == 12
+    assert len(kv.walks) == 1
+
+
+def test_after_very_much_was_lost_and_some_of_it_was_found_it_walks(kv: Counting, memory: PrefixMemory) -> None:
+    hold(kv, 1, range(12))
+    waiter = Waiter(memory, 2, range(30))
+    assert waiter.found() == 12
+    kv.free(1)
+    lose_very_much(kv)
+    assert waiter.found() == 0
     assert len(kv.walks) == 2
 
 
