@@ -179,12 +179,13 @@ def test_who_was_paused_goes_before_an_equal_that_came_later(ordering: str) -> N
 
 @pytest.mark.parametrize("ordering", [name for name in ORDERINGS.names() if "priority" in ORDERINGS.get(name).knows])
 @pytest.mark.parametrize("micro_batch", MICRO_BATCHES.names())
-def test_displacement_comes_to_an_end(ordering: str, micro_batch: str) -> None:
-    """Each newcomer outranks all before it: each resident is displaced, and nobody is displaced by one it outranks."""
+@pytest.mark.parametrize("equals", [1, 3])
+def test_displacement_comes_to_an_end(ordering: str, micro_batch: str, equals: int) -> None:
+    """Each newcomer outranks all before it but its equals, so it displaces residents; an equal it never does."""
     triple = Triple(ordering, "max-utilization", micro_batch, CHUNKINGS[0])
     driver = ContractDriver(triple, num_blocks=9, block_size=4, max_num_seqs=4, max_num_batched_tokens=16)
     for number in range(12):
-        driver.add([number] * 9, 12, priority=-number)
+        driver.add([number] * 9, 12, priority=-(number // equals))
         driver.step()
         driver.step()
     driver.run()

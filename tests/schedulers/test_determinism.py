@@ -24,7 +24,7 @@ def plans_under(hash_seeds: tuple[str, ...], log_seed: int) -> list[bytes]:
         for hash_seed in hash_seeds
     ]
     try:
-        printed = [process.communicate(timeout=150)[0] for process in processes]
+        printed = [process.communicate(timeout=160)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -41,6 +41,6 @@ def test_processes_with_other_hash_seeds_make_the_same_plans(log_seed: int) -> N
         assert not different, "schedulers whose plans hang on the hash seed"
     assert len(set(printed)) == 1
     assert list(plans[0]) == [str(triple) for triple in TRIPLES]
-    assert min(map(len, plans[0].values())) >= 100, "the log keeps every scheduler at work"
+    assert min(map(len, plans[0].values())) >= 40, "the log keeps every scheduler at work"
     # Else it would be one scheduler under many names.
     assert len({tuple(made) for made in plans[0].values()}) >= len(TRIPLES) // 2

@@ -92,9 +92,19 @@ class ContractDriver(CoreDriver):
         if plan is not None:
             self.num_decided_pauses += len(plan.paused_ids)
             assert not (self.capacity in NEVER_PAUSE and plan.paused_ids), "it paused somebody"
+            self._check_displacement(plan, table)
             if self.capacity == "static-batch":
                 self._check_static(plan, table)
         return plan
+
+    def _check_displacement(self, plan: StepPlan, table: Any) -> None:
+        """Whoever is admitted while others are paused displaces one of them, and none of them displaces it."""
+        newcomers = [table[request_id] for request_id in plan.chunk_ids if not table[request_id].is_resident]
+        paused = [table[request_id] for request_id in plan.paused_ids]
+        displaces = self.core.scheduler.ordering.displaces
+        for newcomer in newcomers if paused else ():
+            assert any(displaces(newcomer, resident) for resident in paused)
+            assert not any(displaces(resident, newcomer) for resident in paused)
 
     def _check_static(self, plan: StepPlan, table: Any) -> None:
         if all(table[request_id].is_resident for request_id in plan.chunk_ids):
