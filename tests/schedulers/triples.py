@@ -17,6 +17,7 @@ from llm_engine.core.step import StepPlan
 from llm_engine.engine.delta import Delta
 from llm_engine.kvcache.resources import ResourceManager
 from llm_engine.kvcache.view import KVView
+from llm_engine.schedulers.base import Ordering
 from llm_engine.schedulers.chunking import CHUNKINGS
 from llm_engine.schedulers.limits import Limits
 from llm_engine.schedulers.registry import CAPACITIES, MICRO_BATCHES, ORDERINGS, PRESETS
@@ -98,7 +99,10 @@ class ContractDriver(CoreDriver):
         return plan
 
     def _check_displacement(self, plan: StepPlan, table: Any) -> None:
-        """Whoever is admitted while others are paused displaces one of them, and none of them displaces it."""
+        """Whoever is admitted while others are paused displaces one of them, and none of them displaces it. Asked only
+        of a fixed order: counters have moved by now."""
+        if "priority" not in getattr(self.core.scheduler, "ordering", Ordering).knows:
+            return
         newcomers = [table[request_id] for request_id in plan.chunk_ids if not table[request_id].is_resident]
         paused = [table[request_id] for request_id in plan.paused_ids]
         displaces = self.core.scheduler.ordering.displaces
