@@ -21,6 +21,8 @@ from .scheduler_peer import VllmPeer
 
 RUNNING = (16, 256, 1024, 4096)
 WAITING = (0, 1000, 10_000)
+WIDTH = 190
+"""Columns of the table; a narrower terminal wraps its lines."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,7 +133,8 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows, console = report["rows"], Console(soft_wrap=True, highlight=False)
+    rows, console = report["rows"], Console(highlight=False)
+    console.width = max(console.width, WIDTH)
     beside = any("vllm" in row for row in rows)
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, caption="microseconds a step; shares of it", caption_justify="left"

@@ -36,7 +36,9 @@ WARM_UP_STEPS = 20
 WATCHED_STEPS = 20
 """In which the parts are timed, apart from the others: it costs a microsecond or two."""
 MIXES = ("decode", "mixed")
-_MOST_FILL_STEPS = 4 * ANSWER_TOKENS
+_LEAST_PER_STEP = 1024
+"""Prompt tokens that any scheduler takes in a step: those who come in first decode until the last ones do."""
+_MOST_FILL_STEPS = 4096
 _FULL = 0.8
 """Share of the seats that are taken at any time of a mixed load."""
 _TURN = 4
@@ -93,8 +95,8 @@ class HostLoad:
             budget = running + max(2, self.ends_per_step) * PROMPT_TOKENS
             self._answer = max(1, running // self.ends_per_step - _TURN)
         else:
-            budget = running * longest  # one micro-batch brings in everybody
-            self._answer = steps + BLOCK_SIZE
+            budget = running * longest  # one micro-batch brings in everybody, where the scheduler lets it
+            self._answer = steps + BLOCK_SIZE + budget // _LEAST_PER_STEP
         longest += self._answer
         num_kv_blocks = 1 + (running + 1) * -(-longest // BLOCK_SIZE)
         threshold = MAX_CHUNK if self.mixed else None
