@@ -1,6 +1,6 @@
 """Two stages on two hosts, made of network namespaces: encrypted links over a wire of 1 Gbit/s and 0.2 ms.
 
-    sudo python -m benchmarks.pipeline_hosts --small DIR
+    sudo python -m benchmarks.pipeline_hosts --model DIR
 
 Needs root, ``ip`` and /dev/net/tun, and no other machine: each namespace gets a TUN device, and this process is the
 wire between them. A packet leaves when the one before it has gone, at the rate, and arrives after the delay. The wire
@@ -148,7 +148,7 @@ def try_wire() -> dict[str, float]:
 def task(args: argparse.Namespace, mix: str, seed: int, **settings: Any) -> str:
     """For ``benchmarks.pipeline_turn``: two stages on a core each."""
     common = {
-        "model": str(args.small.resolve()), "dtype": "bfloat16", "kv_cache_memory": 1 << 30, "executor": "zmq",
+        "model": str(args.model.resolve()), "dtype": "bfloat16", "kv_cache_memory": 1 << 30, "executor": "zmq",
         "pipeline_parallel_size": 2, "cpu_threads": 1, "scheduler": "balanced",
     }  # fmt: skip
     return json.dumps({"name": "hosts", "mix": mix, "seed": seed, "settings": common | settings})
@@ -179,7 +179,7 @@ def over_the_wire(args: argparse.Namespace, mix: str, seed: int, folder: str) ->
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns 1 where the answers differ."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--small", type=Path, required=True, help="folder of the checkpoint `small`")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint `small`")
     parser.add_argument("--gbit", type=float, default=1.0, help="rate of the wire, each way (default: 1)")
     parser.add_argument("--delay-ms", type=float, default=0.2, help="of the wire, one way (default: 0.2)")
     parser.add_argument("--repeats", type=int, default=1, help="rounds (default: 1)")
