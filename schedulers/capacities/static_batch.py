@@ -1,49 +1,54 @@
 """Admit a batch, let all of it end, admit the next: what batching was before requests could join a running one.
 
 The rule of TensorRT-LLM's STATIC_BATCH: as guaranteed-no-evict, but only into an empty batch, and without the delay of
-duplicate prefixes, which would leave a duplicate to the next batch.
+duplicate prefixes. There a batch is whom one pass has the budget for; here it is all who fit when the engine is empty,
+and they start as the budget allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from ...core.step import StepPlan
 from ...core.views import RequestView
-from ..base import Verdict
+from ..base import Ordering, Verdict
 from ..scheduling_pass import SchedulingPass
 from .guaranteed_no_evict import GuaranteedNoEvict, GuaranteedNoEvictOptions
 
 
 class StaticBatch(GuaranteedNoEvict):
-    """A batch is open from its first plan until that comes back, not in one pass only: several stages hold several
-    micro-batches, and those pushed behind the first would otherwise be empty. It closes with all whom the passes until
-    then have admitted; the next opens when every one of them has ended."""
+    """A batch is chosen among those who wait when nobody is resident: in visiting order, up to the first that finds no
+    seat or no memory to grow in. So every stage of a pipeline has its part of it. The next is chosen when all have
+    ended; who comes meanwhile waits for that."""
 
     Options = None
 
     def __init__(self) -> None:
         super().__init__(GuaranteedNoEvictOptions(defer_duplicates=False))
         self._members: dict[int, None] = {}
-        self._opening: set[int] | None = set()
-        """Who was admitted since the batch opened; ``None`` once it is closed."""
+        self._chosen: dict[int, None] = {}
+        """Who is still to start."""
+
+    def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
+        """Chooses a batch where there is none."""
+        if self._members or self._chosen:
+            return
+        room, seats = self.room(step), step.seats_left
+        for request in waiting.visit(step):
+            room -= step.blocks_to_end(request)
+            if room < 0 or len(self._chosen) == seats:
+                return
+            if step.lacking_resource(request) is None:
+                self._chosen[request.request_id] = None
 
     def started(self, request: RequestView) -> None:
         super().started(request)
+        self._chosen.pop(request.request_id, None)
         self._members[request.request_id] = None
-        if self._opening is not None:
-            self._opening.add(request.request_id)
 
     def ended(self, request_id: int) -> None:
         super().ended(request_id)
-        if request_id in self._members:
-            del self._members[request_id]
-            if not self._members:
-                self._opening = set()
-
-    def retired(self, plan: StepPlan, finished_ids: Iterable[int]) -> None:
-        if self._opening is not None and not self._opening.isdisjoint(plan.chunk_ids):
-            self._opening = None
+        self._chosen.pop(request_id, None)
+        self._members.pop(request_id, None)
 
     def judge(self, step: SchedulingPass, request: RequestView) -> Verdict:
-        return Verdict.STOP if self._opening is None else super().judge(step, request)
+        if not self._chosen:
+            return Verdict.STOP
+        return super().judge(step, request) if request.request_id in self._chosen else Verdict.SKIP

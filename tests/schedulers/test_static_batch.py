@@ -8,21 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_engine.core.step import StepPlan
-from llm_engine.schedulers.base import Verdict
 from tests.engine.core_driver import CoreDriver
 from tests.engine.test_core_properties import check_outcomes, live, lives, shapes
 from tests.schedulers.books import Books, Places, chunks
 
-ADMIT, SKIP, STOP = Verdict.ADMIT, Verdict.SKIP, Verdict.STOP
-
 
 def a_driver(**settings: Any) -> CoreDriver:
     return CoreDriver(preset="static-batch", **{"num_blocks": 40, "max_num_batched_tokens": 64, **settings})
-
-
-def judge(made: Books) -> Verdict:
-    step = made.a_pass()
-    return made.scheduler.capacity.judge(step, next(made.scheduler.ordering.visit(step)))
 
 
 def test_all_who_wait_are_admitted_into_an_empty_batch() -> None:
@@ -67,39 +59,44 @@ def test_chunks_of_the_batch_go_on() -> None:
     driver.run()
 
 
-def test_it_stays_open_until_its_first_plan_comes_back_so_that_all_stages_fill() -> None:
+def test_all_of_it_comes_in_however_many_passes_that_takes() -> None:
     driver = a_driver(num_queues=3, max_num_seqs=8, max_num_batched_tokens=4)
     for number in range(5):
         driver.add([number] * 4, 8)
     assert [chunks(driver.schedule()) for _ in range(3)] == [{0: 4}, {1: 4}, {2: 4}]
-    driver.retire()
-    assert driver.schedule().chunk_ids == []  # type: ignore[union-attr]
-    assert driver.core.num_waiting == 2
+    driver.add([9] * 4, 8)
+    started: list[int] = []
+    while driver.core.table.num_resident:
+        driver.retire()
+        plan = driver.schedule()
+        if plan is not None and driver.core.table.num_resident:
+            started += [start.request_id for start in plan.starts]
+    assert started == [3, 4, 5], "who waited when it was chosen, and in a batch of its own who came since"
+    assert all(driver.outcomes[number].ends for number in range(5))
     driver.run()
 
 
-def test_a_plan_of_the_batch_before_does_not_close_it() -> None:
-    driver = a_driver(num_queues=2, max_num_batched_tokens=4)
-    driver.add([0] * 4, 8)
-    driver.schedule()
-    driver.abort(0)  # in flight still
-    for number in (1, 2):
-        driver.add([number] * 4, 8)
-    assert chunks(driver.schedule()) == {1: 4}
-    driver.retire()
-    assert chunks(driver.schedule()) == {2: 4}
-    driver.run()
-
-
-def test_its_first_plan_closes_it_though_whom_that_carried_have_ended() -> None:
-    driver = a_driver(num_queues=2, max_num_batched_tokens=4)
+def test_a_batch_of_one_that_has_ended_before_the_next_comes_in_is_a_batch() -> None:
+    driver = a_driver(max_num_batched_tokens=4)
     driver.add([0] * 4, 1)
-    for number in (1, 2):
-        driver.add([number] * 4, 8)
-    assert [chunks(driver.schedule()) for _ in range(2)] == [{0: 4}, {1: 4}]
-    driver.retire()
+    driver.add([1] * 4, 8)
+    driver.step()
     assert driver.outcomes[0].ends
-    assert driver.schedule() is None
+    driver.add([2] * 4, 8)
+    driver.step()
+    plan = driver.step()
+    assert plan is not None and plan.chunk_ids == []  # 2 came when it was empty, but the budget was spent on 1
+    driver.run()
+
+
+def test_who_was_aborted_is_no_candidate_any_more() -> None:
+    driver = a_driver(num_queues=2, max_num_batched_tokens=4)
+    for number in (0, 1):
+        driver.add([number] * 4, 8)
+    assert chunks(driver.schedule()) == {0: 4}
+    driver.abort(1)
+    driver.add([2] * 4, 8)
+    assert driver.schedule() is None, "the batch is whole, and who comes later waits"
     driver.run()
 
 
@@ -119,9 +116,10 @@ def test_who_does_not_fit_holds_up_the_rest() -> None:
 
 
 def test_who_lacks_a_resource_is_passed_over() -> None:
-    made = Books(scheduler="static-batch", resources=[Places("rare", 0)])
+    made = Books(scheduler="static-batch", resources=[Places("rare", 1)])
     made.waiting(4)
-    assert judge(made) is SKIP
+    made.waiting(4)
+    assert list(chunks(made.plan())) == [0], "each wants one"
 
 
 def test_duplicates_are_not_deferred() -> None:
@@ -147,17 +145,16 @@ def test_a_batch_that_died_with_its_stages_opens_again() -> None:
 class BatchDriver(CoreDriver):
     """Watches who is admitted beside whom."""
 
-    opened_by = 0
-    """Step of the plan that opened the batch."""
+    waited: frozenset[int] = frozenset()
+    """Who waited when the batch was opened."""
 
     def schedule(self) -> StepPlan | None:
-        had = self.core.table.num_resident
-        oldest = self.core.in_flight[0].plan.step if self.core.in_flight else None
+        table = self.core.table
+        if not table.num_resident:
+            self.waited = frozenset(table.requests)
         plan = super().schedule()
-        if plan is not None and plan.starts:
-            if not had:
-                self.opened_by = plan.step
-            assert not had or (oldest is not None and oldest <= self.opened_by), "admitted into a running batch"
+        if plan is not None:
+            assert {start.request_id for start in plan.starts} <= self.waited, "admitted into a running batch"
         return plan
 
 

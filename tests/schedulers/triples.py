@@ -62,8 +62,8 @@ class ContractDriver(CoreDriver):
         self.went: dict[int, int] = {}
         """And when it ended."""
         self._ask, self.core.scheduler.schedule = self.core.scheduler.schedule, self._decide  # type: ignore[method-assign]
-        self._opened_by: int | None = None
-        """Step that opened the batch, where batches are static."""
+        self._waited: set[int] = set()
+        """Who waited when nobody was resident last."""
 
     def add(self, prompt: Sequence[int], max_tokens: int = 4, **more: Any) -> int:
         self.came[len(self.requests)] = len(self.pushed)
@@ -89,6 +89,8 @@ class ContractDriver(CoreDriver):
             assert self.went[one] - came <= round_ * tokens, one
 
     def _decide(self, now: float, table: Any, kv: KVView) -> StepPlan | None:
+        if not table.num_resident:
+            self._waited = set(self.core.table.requests)
         plan = self._ask(now, table, kv)
         if plan is not None:
             self.num_decided_pauses += len(plan.paused_ids)
@@ -111,13 +113,8 @@ class ContractDriver(CoreDriver):
             assert not any(displaces(resident, newcomer) for resident in paused)
 
     def _check_static(self, plan: StepPlan, table: Any) -> None:
-        if all(table[request_id].is_resident for request_id in plan.chunk_ids):
-            return
-        if not table.num_resident:
-            self._opened_by = self.core._step + 1
-        in_flight = [flight.plan.step for flight in self.core.in_flight]
-        is_open = not table.num_resident or self._opened_by in in_flight
-        assert is_open, "somebody was admitted into a batch that is under way"
+        newcomers = {request_id for request_id in plan.chunk_ids if not table[request_id].is_resident}
+        assert newcomers <= self._waited, "somebody was admitted into a batch that is under way"
 
 
 def random_examples(
