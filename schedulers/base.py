@@ -83,6 +83,10 @@ class Ordering(Part, abc.ABC):
         pass, so it must cost nothing while there are none."""
         return ()
 
+    def may_displace(self) -> bool:
+        """Whether ``displaces`` may be true of anybody now: asked in each pass while somebody waits."""
+        return type(self).displaces is not Ordering.displaces
+
     def displaces(self, newcomer: RequestView, resident: RequestView) -> bool:
         """Whether this waiting request may have that resident paused to take its place. A strict order, or two would
         pause each other for ever. The answer may be kept until a resident comes or goes."""

@@ -60,8 +60,8 @@ class MaxUtilization(Capacity):
             self._outranked = None
 
     def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
-        if type(waiting).displaces is Ordering.displaces:
-            return  # it never does
+        if not waiting.may_displace():
+            return
         way = Way(step, self._kept)
         for newcomer in waiting.visit(step):
             if self._is_deferred(step, newcomer) or way.computes_for(newcomer):

@@ -144,6 +144,10 @@ class FairOrdering(Ordering):
                 price = self.counters.price(request, step.prefix(request).num_tokens, tenant)
                 heappush(turns, (served + price, since, index, tenant, waiting))
 
+    def may_displace(self) -> bool:
+        """Nobody displaces another of the same tenant."""
+        return self._displace_at > 0 and len(self.counters) > 1
+
     def displaces(self, newcomer: RequestView, resident: RequestView) -> bool:
         """With it the newcomer's tenant still holds fewer than the other did without, so no chain of displacements
         comes back to where it began; and with a good distance between, two who are about equal leave each other alone.
