@@ -59,7 +59,7 @@ def calls(scheduler: str, running: int, mix: str, *waiting: int) -> list[float]:
 def test_a_step_in_which_nobody_comes_or_goes_costs_the_same_however_many_wait(scheduler: str) -> None:
     nobody, hundred, thousand = calls(scheduler, 64, "decode", 0, 100, 1000)
     assert hundred == thousand
-    assert thousand <= nobody + 60  # who is first, and whom it may displace
+    assert thousand <= nobody + 200  # who is first, and whom it may displace
 
 
 @pytest.mark.parametrize("scheduler", [name for name in distinct_presets() if name != "static-batch"])
