@@ -9,6 +9,7 @@ Under an ordering that displaces, the first of the waiting also takes the place 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...core.config import check_types, option
@@ -64,6 +65,9 @@ class MaxUtilization(Capacity):
             return
         way = Way(step, self._kept)
         for newcomer in waiting.visit(step):
+            outranked = self._outranked_by(step, newcomer)
+            if not outranked and not step.plan.paused_ids:
+                return  # the cheapest question first: most often it is the only one
             if self._is_deferred(step, newcomer) or way.computes_for(newcomer):
                 continue
             if step.lacking_resource(newcomer) is not None:
@@ -72,7 +76,7 @@ class MaxUtilization(Capacity):
             if not step.plan.paused_ids and step.seats_left > 0 and needed <= self.room(step):
                 return  # the pass admits somebody as it is
             if not step.plan.paused_ids or not way.has_place(needed):
-                victims = way.victims(newcomer, needed, self._displaceable(step, newcomer))
+                victims = way.victims(newcomer, needed, self._displaceable(step, outranked))
                 if not victims:
                     return
                 if step.ahead:
@@ -124,15 +128,19 @@ class MaxUtilization(Capacity):
         first = step.chunk_size(match.num_tokens, request.num_tokens - match.num_tokens)
         return step.kv.blocks_to_start(match, match.num_tokens + first, claim=False)
 
-    def _displaceable(self, step: SchedulingPass, newcomer: RequestView) -> list[RequestView]:
-        """Residents it displaces who are not in flight or, ahead, not in flight but with this queue."""
+    def _outranked_by(self, step: SchedulingPass, newcomer: RequestView) -> list[int]:
+        """Residents it displaces."""
         if self._outranked is None or self._outranked[0] != newcomer.request_id:
             outranked = [r.request_id for r in step.table.residents() if step.ordering.displaces(newcomer, r)]
             self._outranked = newcomer.request_id, outranked
+        return self._outranked[1]
+
+    def _displaceable(self, step: SchedulingPass, outranked: Sequence[int]) -> list[RequestView]:
+        """Of them those who are not in flight or, ahead, not in flight but with this queue."""
         ending = step.queue.ending() if step.ahead else ()
         return [
             resident
-            for resident in map(step.table.__getitem__, self._outranked[1])
+            for resident in map(step.table.__getitem__, outranked)
             if not step.is_paused(resident.request_id)
             and (
                 not step.table.is_in_flight(resident)
