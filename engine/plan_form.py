@@ -1,7 +1,7 @@
 """Whether what a scheduler returned is a plan at all: of the right class, fresh, its columns of the right types.
 
 Somebody else's code may return anything. What passes here may still break a rule (``plan_check``), but no rule trips
-over it, and nothing the scheduler keeps of it can change it afterwards.
+over it. The engine goes on with a copy: nothing the scheduler keeps can change it afterwards.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from ..core.errors import SchedulerError
 from ..core.step import StepPlan
 
 _COLUMNS = ("chunk_ids", "chunk_tokens", "paused_ids", "moved_ids", "moved_queues", "shed_ids", "shed_reasons")
+_TAKEN = -1
+"""The ``step`` of a plan that was taken in, so that it is known when it is returned again."""
 _INTEGERS, _TEXTS = frozenset({int}), frozenset({str})
 _INTEGER_CODES = frozenset("bBhHiIlLqQ")
 
 
 def take_in(plan: Any, scheduler: str) -> StepPlan:
-    """The plan, its columns copied; raises ``SchedulerError`` where it is none."""
+    """A plan with copies of the decision's columns and nothing else; raises ``SchedulerError`` where it is none."""
 
     def refuse(rule: str) -> None:
         raise SchedulerError(f"scheduler {scheduler} returned an impossible plan: {rule}")
@@ -32,15 +34,15 @@ def take_in(plan: Any, scheduler: str) -> StepPlan:
         refuse("it was returned before, or fills in what the engine fills in")
     if not _holds_numbers(plan.decode_ids):
         refuse(f"decode_ids is {_shown(plan.decode_ids)}, not a list or array of whole numbers")
-    plan.decode_ids = plan.decode_ids[:]
+    copies: list[list[Any]] = []
     for name in _COLUMNS:
         column = getattr(plan, name)
         kinds = _TEXTS if name == "shed_reasons" else _INTEGERS
-        if type(column) is not list or not kinds.issuperset(map(type, column)):
+        if type(column) is not list or (column and not kinds.issuperset(map(type, column))):
             refuse(f"{name} is {_shown(column)}, not a list of {'texts' if kinds is _TEXTS else 'whole numbers'}")
-        if column:
-            setattr(plan, name, column[:])
-    return plan  # type: ignore[no-any-return]
+        copies.append(column[:])
+    plan.step = _TAKEN
+    return StepPlan(plan.queue, plan.decode_ids[:], *copies)
 
 
 def _holds_numbers(column: Sequence[int]) -> bool:

@@ -244,6 +244,38 @@ def test_a_plan_that_is_changed_after_it_was_returned_is_what_it_was() -> None:
     assert [outcome.tokens for outcome in driver.outcomes.values()] == [driver.expected(i) for i in range(4)]
 
 
+def test_a_plan_that_is_kept_is_not_the_engines() -> None:
+    """Neither its attributes nor what is appended to its columns, those that were empty included."""
+
+    def meddling(scheduler: Any, table: TableView) -> Any:
+        for kept in scheduler.kept:
+            spoil(kept)
+        plan = Scheduler.schedule(scheduler, 9.0, table, driver.view)
+        if plan is not None:
+            scheduler.kept.append(plan)
+        return plan
+
+    def spoil(kept: StepPlan) -> None:
+        for column in (kept.chunk_ids, kept.chunk_tokens, kept.paused_ids, kept.moved_ids, kept.moved_queues):
+            column.append(99)
+        for column in (kept.starts, kept.chunk_slots, kept.chunk_starts, kept.grown_slots, kept.grown_blocks):
+            column.append(99)  # type: ignore[attr-defined]
+        kept.queue, kept.decode_ids, kept.epoch, kept.step = 7, [99], 7, 700
+        kept.decode_slots = kept.decode_positions = kept.decode_tokens = [99]
+        kept.chunk_samples, kept.finished_ids, kept.resumed_ids, kept.feeds_from = [True], [99], [99], 99
+
+    driver = turned_driver(lambda limits: Returning(limits, meddling))
+    driver.core.scheduler.kept = []  # type: ignore[attr-defined]
+    while not driver.core.is_idle:
+        pushed = driver.schedule()
+        for kept in driver.core.scheduler.kept:  # type: ignore[attr-defined]
+            assert kept is not pushed
+            spoil(kept)
+        driver.core.check_integrity()
+        driver.retire()
+    assert [outcome.tokens for outcome in driver.outcomes.values()] == [driver.expected(i) for i in range(4)]
+
+
 def test_decodes_that_are_moved_to_and_fro_for_ever_are_no_progress() -> None:
     def to_and_fro(scheduler: Any, table: TableView) -> Any:
         source = next(queue for queue in table.queues if queue.ids)
