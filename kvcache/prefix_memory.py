@@ -8,8 +8,6 @@ from ..core.request import BlockHash
 from .kv_cache_manager import KVCacheManager
 from .prefix_cache import PrefixMatch
 
-_MAX_REMEMBERED = 1024
-
 
 class PrefixMemory:
     """One walk along a request's hashes; after that a look costs what the cache has lost since, however long the match.
@@ -17,6 +15,9 @@ class PrefixMemory:
     A match stands while none of its blocks has lost its hash and no hash that would lengthen it was published. Without
     a window one hash can do that, the next one, and then the walk goes on from there. With a window a later run may
     take the place of the one that was found: any hash behind it that was missing. Under the manager's lock.
+
+    A match is kept until its request starts or ends, however many wait: it is smaller than the hashes that the request
+    itself keeps. A bound below the number of those looked at in turn would forget each just before it is looked at.
     """
 
     def __init__(self, manager: KVCacheManager) -> None:
@@ -42,10 +43,7 @@ class PrefixMemory:
                 known = PrefixMatch()
             match = self._manager.match_prefix(hashes, num_tokens, known)
         else:
-            self._remembered.pop(request_id, None)
             match = self._manager.match_prefix(hashes, num_tokens)
-        if request_id not in self._remembered and len(self._remembered) >= _MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
         self._remembered[request_id] = _Remembered(match, hashes, num_tokens, self._manager)
         return match
 

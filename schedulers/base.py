@@ -28,7 +28,9 @@ class Verdict(enum.Enum):
 
     ADMIT = "admit"
     SKIP = "skip"
-    """Not this one, not now; try the next."""
+    """Not this one, not now; try the next. A pass goes on past ``SchedulingPass.most_skipped`` of them in a row, and
+    past everybody where nobody is resident: who waits behind more comes in when those before it do, or at the latest
+    when all the residents have ended."""
     STOP = "stop"
     """Nobody behind it either."""
 
@@ -103,6 +105,10 @@ class Capacity(Part, abc.ABC):
     def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
         """Before a micro-batch is formed: pause residents in ``step`` whom the first of the waiting displace, if they
         could not become resident otherwise, and note those in ``step.makes_way_for``."""
+
+    def candidates(self, step: SchedulingPass, waiting: Ordering) -> Iterator[RequestView]:
+        """Whom of the waiting to judge, in order: for a policy that knows who comes next without asking everybody."""
+        return waiting.visit(step)
 
     @abc.abstractmethod
     def make_room(self, step: SchedulingPass, num_blocks: int) -> bool:

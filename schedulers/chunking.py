@@ -72,20 +72,26 @@ class _Filler:
             self._took(request, start, take_chunk(step, request, self.capacity))
         if self._is_full:
             return
-        for request in waiting.visit(step):
+        num_skipped = 0
+        for request in self.capacity.candidates(step, waiting):
             start = step.prefix(request).num_tokens
             if not self._offer(start):
                 return
             verdict = self.capacity.judge(step, request)
             if verdict is Verdict.STOP:
                 return
-            if verdict is Verdict.ADMIT:
-                used = start_prompt(step, request)
-                if not used:
+            if verdict is Verdict.SKIP:
+                num_skipped += 1
+                if num_skipped > step.most_skipped:
                     return
-                self._took(request, start, used)
-                if self._is_full:
-                    return
+                continue
+            num_skipped = 0
+            used = start_prompt(step, request)
+            if not used:
+                return
+            self._took(request, start, used)
+            if self._is_full:
+                return
 
     @property
     def _is_full(self) -> bool:

@@ -86,7 +86,7 @@ def _add_admissible(prompts: _Prompts, step: SchedulingPass, waiting: Ordering, 
         return True
     room, seats = capacity.room(step), min(step.seats_left, len(waiting))
     found, left, num_looked_at, crowded = _Prompts(prompts.history_price), room, 0, False
-    for request in waiting.visit(step):
+    for request in capacity.candidates(step, waiting):
         if num_looked_at == _LOOKED_AT or found.count == seats:
             break
         verdict = Verdict.ADMIT if found.count else capacity.judge(step, request)

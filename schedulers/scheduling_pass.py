@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .base import Ordering
 
 
+_MOST_SKIPPED = 32
+
+
 class SchedulingPass:
     """What the three parts of a scheduler share while they make one plan for one queue.
 
@@ -76,6 +79,12 @@ class SchedulingPass:
         """Whether nobody who waits can become resident, whoever it is: no seat is left, or not the one block that even
         a prompt found in the cache needs. Then ordering and capacity need not be asked."""
         return self.seats_left <= 0 or self.kv.free_blocks <= 0
+
+    @property
+    def most_skipped(self) -> int:
+        """Waiting requests in a row that are passed over; behind more of them nobody is looked at, or a pass would cost
+        what waits. Everybody where nobody is resident: residents end by themselves, so nobody waits for ever."""
+        return _MOST_SKIPPED if self.table.num_resident else len(self.ordering)
 
     def is_paused(self, request_id: int) -> bool:
         return request_id in self._paused

@@ -63,15 +63,18 @@ class MaxUtilization(Capacity):
     def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
         if not waiting.may_displace():
             return
-        way = Way(step, self._kept)
+        way, num_skipped = Way(step, self._kept), 0
         for newcomer in waiting.visit(step):
             outranked = self._outranked_by(step, newcomer)
             if not outranked and not step.plan.paused_ids:
                 return  # the cheapest question first: most often it is the only one
-            if self._is_deferred(step, newcomer) or way.computes_for(newcomer):
+            deferred = self._is_deferred(step, newcomer) or way.computes_for(newcomer)
+            if deferred or step.lacking_resource(newcomer) is not None:
+                num_skipped += 1
+                if num_skipped > step.most_skipped:
+                    return
                 continue
-            if step.lacking_resource(newcomer) is not None:
-                continue
+            num_skipped = 0
             needed = self._needed(step, newcomer)
             if not step.plan.paused_ids and step.seats_left > 0 and needed <= self.room(step):
                 return  # the pass admits somebody as it is

@@ -7,6 +7,8 @@ and they start as the budget allows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ...core.views import RequestView
 from ..base import Ordering, Verdict
 from ..scheduling_pass import SchedulingPass
@@ -23,7 +25,7 @@ class StaticBatch(GuaranteedNoEvict):
     def __init__(self) -> None:
         super().__init__(GuaranteedNoEvictOptions(defer_duplicates=False))
         self._members: dict[int, None] = {}
-        self._chosen: dict[int, None] = {}
+        self._chosen: dict[int, RequestView] = {}
         """Who is still to start."""
 
     def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
@@ -36,7 +38,11 @@ class StaticBatch(GuaranteedNoEvict):
             if room < 0 or len(self._chosen) == seats:
                 return
             if step.lacking_resource(request) is None:
-                self._chosen[request.request_id] = None
+                self._chosen[request.request_id] = request
+
+    def candidates(self, step: SchedulingPass, waiting: Ordering) -> Iterator[RequestView]:
+        """Who is still to start, however many come before them by now."""
+        return iter(self._chosen.values()) if self._chosen else waiting.visit(step)
 
     def started(self, request: RequestView) -> None:
         super().started(request)

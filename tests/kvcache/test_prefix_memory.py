@@ -190,14 +190,19 @@ def test_in_a_window_a_later_run_takes_the_place_of_an_earlier_one() -> None:
     assert len(kv.walks) == 3
 
 
-def test_what_it_remembers_is_bounded_and_forgotten_on_request(memory: PrefixMemory) -> None:
-    for request_id in range(2000):
+def test_however_many_wait_none_is_walked_twice(kv: Counting, memory: PrefixMemory) -> None:
+    waiters = [Waiter(memory, number, [number] * 9) for number in range(1500)]
+    for _ in range(2):
+        assert sum(waiter.found() for waiter in waiters) == 0
+    assert len(kv.walks) == len(memory) == 1500
+
+
+def test_who_started_or_ended_is_forgotten(memory: PrefixMemory) -> None:
+    for request_id in range(3):
         memory.match(request_id, [], 4)
-    assert len(memory) == 1024
-    assert 1999 in memory
-    memory.forget(1999)
-    memory.forget(1999)
-    assert 1999 not in memory
+    memory.forget(1)
+    memory.forget(1)
+    assert (len(memory), 1 in memory, 2 in memory) == (2, False, True)
 
 
 def test_changes_are_kept_for_a_while() -> None:
