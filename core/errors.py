@@ -10,6 +10,7 @@ EngineError
 ├── CapacityError                the request can never get the memory or resource it needs
 │   └── QueueFullError           too many requests wait already; try again later
 ├── SchedulerError               a scheduler returned an impossible plan or raised
+├── KVCacheError                 a KV cache manager broke its rule or raised
 ├── ModelLoadError               the checkpoint cannot be served: unknown architecture, bad weight, ...
 ├── EngineDeadError              the engine cannot go on; carries the cause
 └── ConfigError                  a setting has a value that is not allowed
@@ -66,6 +67,10 @@ class QueueFullError(CapacityError):
 
 class SchedulerError(EngineError):
     """A scheduler raised, or returned a plan that breaks the rules; the message names scheduler and rule."""
+
+
+class KVCacheError(EngineError):
+    """A KV cache manager's ``retention`` raised, or answered what is none; the message names the manager."""
 
 
 class ModelLoadError(EngineError):

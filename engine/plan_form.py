@@ -34,15 +34,15 @@ def take_in(plan: Any, scheduler: str) -> StepPlan:
         refuse("it was returned before, or fills in what the engine fills in")
     if not _holds_numbers(plan.decode_ids):
         refuse(f"decode_ids is {_shown(plan.decode_ids)}, not a list or array of whole numbers")
-    copies: list[list[Any]] = []
+    copies: dict[str, Any] = {}
     for name in _COLUMNS:
         column = getattr(plan, name)
         kinds = _TEXTS if name == "shed_reasons" else _INTEGERS
         if type(column) is not list or (column and not kinds.issuperset(map(type, column))):
             refuse(f"{name} is {_shown(column)}, not a list of {'texts' if kinds is _TEXTS else 'whole numbers'}")
-        copies.append(column[:])
+        copies[name] = column[:]
     plan.step = _TAKEN
-    return StepPlan(plan.queue, plan.decode_ids[:], *copies)
+    return StepPlan(plan.queue, plan.decode_ids[:], **copies)
 
 
 def _holds_numbers(column: Sequence[int]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, KVCacheError
 from ..core.request import BlockHash
 from .block_layout import BlockLayout
 from .block_pool import DEFAULT_PRIORITY, MAX_PRIORITY, NULL_BLOCK, BlockPool, OutOfBlocks
@@ -175,7 +175,8 @@ class KVCacheManager:
 
         Returns how many tokens need no computing. ``resumed`` counts it apart, so that recomputing after a pause does
         not embellish the hit rate. ``retention_priority`` (0..100; lower is lost earlier) is given to the blocks it
-        finds and publishes; where sequences differ, the latest decides.
+        finds and publishes; where sequences differ, the latest decides. Raises ``KVCacheError`` where ``retention``
+        breaks, and then holds nothing.
         """
         assert seq_id not in self._sequences, f"sequence {seq_id} is held already"
         num_found, blocks = 0, list[int]()
@@ -196,7 +197,11 @@ class KVCacheManager:
             priority=retention_priority,
             may_publish=self.enable_prefix_caching,
         )
-        self._keep(seq_id, range(num_passed, num_found), found=True)
+        try:
+            self._keep(seq_id, range(num_passed, num_found), found=True)
+        except KVCacheError:
+            self.free(seq_id)
+            raise
         return num_found * self.block_size
 
     def grow(self, seq_id: int, num_tokens: int, num_computed: int | None = None) -> list[int]:
@@ -240,7 +245,7 @@ class KVCacheManager:
 
         Called when ``step``, which computes the last of these tokens, is pushed: whoever finds the blocks reads them in
         a later step. Blocks that ``hashes`` does not reach yet wait for a later call; without prefix caching it does
-        nothing.
+        nothing. Raises ``KVCacheError`` where ``retention`` breaks; they can be found all the same.
         """
         sequence = self._sequences[seq_id]
         first, stop = sequence.num_published, min(num_tokens // self.block_size, len(hashes))
@@ -250,9 +255,9 @@ class KVCacheManager:
         filled = range(max(first, sequence.num_passed), stop)
         for index in filled:
             self.cache.publish(sequence.table[index], hashes[index], step)
-        self._keep(seq_id, filled, found=False)
         sequence.num_published = stop
         sequence.last_step = step if sequence.last_step is None else max(sequence.last_step, step)
+        self._keep(seq_id, filled, found=False)
 
     def free(self, seq_id: int) -> None:
         """Let go of the sequence's blocks, last block first; what they hold can still be found until they are taken.
@@ -302,9 +307,12 @@ class KVCacheManager:
     def _keep(self, seq_id: int, indices: Iterable[int], *, found: bool) -> None:
         table, set_priority = self._sequences[seq_id].table, self.pool.set_priority
         for index in indices:
-            priority = self.retention(seq_id, index, found=found)
+            try:
+                priority = self.retention(seq_id, index, found=found)
+            except (Exception, SystemExit) as error:
+                raise KVCacheError(f"{type(self).__name__}.retention raised {error!r}") from error
             if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
-                raise ValueError(f"{type(self).__name__}.retention is {priority!r}; allowed: 0 to {MAX_PRIORITY}")
+                raise KVCacheError(f"{type(self).__name__}.retention is {priority!r}; allowed: 0 to {MAX_PRIORITY}")
             set_priority(table[index], priority)
 
     def _find(self, hashes: Sequence[BlockHash], num_tokens: int, known: Sequence[int] = ()) -> tuple[int, list[int]]:

@@ -5,13 +5,15 @@ One bad scheduler per row. Each behaves for a while, so that prompts, decodes an
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from llm_engine import CapacityError, EngineDeadError, SchedulerError
+from llm_engine import CapacityError, EngineDeadError, KVCacheManager, SchedulerError
+from llm_engine.core.errors import KVCacheError
 from llm_engine.core.step import RequestStart, StepPlan
 from llm_engine.core.views import TableView
 from llm_engine.schedulers.base import Capacity, Scheduler, Verdict
@@ -266,7 +268,9 @@ def test_a_plan_that_is_kept_is_not_the_engines() -> None:
 
     driver = turned_driver(lambda limits: Returning(limits, meddling))
     driver.core.scheduler.kept = []  # type: ignore[attr-defined]
-    while not driver.core.is_idle:
+    for _ in range(100):
+        if driver.core.is_idle:
+            break
         pushed = driver.schedule()
         for kept in driver.core.scheduler.kept:  # type: ignore[attr-defined]
             assert kept is not pushed
@@ -363,6 +367,33 @@ class Refusing(Capacity):
 class NoVerdict(MaxUtilization):
     def judge(self, step: Any, request: Any) -> Any:
         return None
+
+
+class ForgetfulKV(KVCacheManager):
+    """Its ``retention`` raises from the third block on."""
+
+    num_asked = 0
+
+    def retention(self, seq_id: int, index: int, *, found: bool) -> int:
+        self.num_asked += 1
+        if self.num_asked > 2:
+            raise LookupError("no such rank")
+        return 50
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_kv_manager_that_raises_ends_the_engine_and_everybody_is_told(stages: int, no_thread_left: None) -> None:
+    says = r"ForgetfulKV\.retention raised LookupError\('no such rank'\)"
+    with toy_llm(stages=stages, kv_cache_manager=f"{HERE}:ForgetfulKV", max_num_seqs=2) as llm:
+        futures = [llm.submit([number, *range(7)], greedy(40)) for number in range(2)]
+        for future in futures:
+            error = future.exception(SECONDS)
+            assert isinstance(error, EngineDeadError)
+            assert re.search(says, str(error))
+        assert llm.dead_cause is not None
+        assert isinstance(llm.dead_cause.__cause__, KVCacheError)
+        with pytest.raises(EngineDeadError, match=says):
+            llm.generate([1, 2], greedy(1), use_tqdm=False)
 
 
 class TooManyQueues(Turning):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_engine.core.errors import ConfigError
+from llm_engine.core.errors import ConfigError, KVCacheError
 from llm_engine.kvcache.block_hash import hash_blocks
 from llm_engine.kvcache.kv_cache_manager import KVCacheManager
 from llm_engine.kvcache.registry import check_resources, find_kv_cache_manager, make_resources
@@ -80,8 +80,35 @@ def test_a_retention_outside_the_scale_names_the_manager(answer: Any) -> None:
     hashes = hash_blocks([1, 2, 3, 4], 4)
     kv.add_sequence(1, hashes, 4)
     kv.grow(1, 4)
-    with pytest.raises(ValueError, match=rf"Asked.retention is {answer}; allowed: 0 to 100"):
+    with pytest.raises(KVCacheError, match=rf"Asked.retention is {answer}; allowed: 0 to 100"):
         kv.publish(1, hashes, 4, step=1)
+    kv.check_integrity()
+
+
+class Raising(Asked):
+    def retention(self, seq_id: int, index: int, *, found: bool) -> int:
+        if self.answer is None:
+            raise LookupError("no such rank")
+        return super().retention(seq_id, index, found=found)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_retention_that_raises_names_the_manager_and_the_books_stand(found: bool) -> None:
+    kv = Raising(10, 4)
+    hashes = hash_blocks(range(8), 4)
+    kv.add_sequence(1, hashes, 8)
+    kv.grow(1, 8)
+    if found:
+        kv.publish(1, hashes, 8, step=1)
+    kv.answer, free = None, kv.num_free_blocks
+    says = r"Raising\.retention raised LookupError\('no such rank'\)"
+    with pytest.raises(KVCacheError, match=says) as caught:
+        kv.add_sequence(2, hashes, 8) if found else kv.publish(1, hashes, 8, step=1)  # type: ignore[func-returns-value]
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert (kv.num_free_blocks, 2 in kv) == (free, False)
+    kv.check_integrity()
+    kv.free(1)
+    kv.check_integrity()
 
 
 def test_each_call_makes_resources_of_its_own() -> None:
