@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         EngineDeadError,
         EngineError,
         InvalidParamsError,
+        KVCacheError,
         ModelLoadError,
         ModelNotFoundError,
         PromptTooLongError,
@@ -33,16 +34,19 @@ if TYPE_CHECKING:
         SchedulerError,
     )
     from .core.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
+    from .core.request import Request, RequestId
+    from .core.request_table import RequestTable
     from .core.sampling_params import SamplingParams
     from .core.step import StepPlan, TokenLogprobs
     from .core.trace import StepStats
-    from .core.views import RequestView
+    from .core.views import QueueView, RequestView, TableView
     from .engine.executors.base import Executor
     from .engine.llm import LLM
     from .engine.stream import RequestStream
     from .kvcache.kv_cache_manager import KVCacheManager
-    from .kvcache.resources import BaseResourceManager
-    from .schedulers.base import Capacity, MicroBatch, Ordering, Scheduler, Verdict
+    from .kvcache.resources import BaseResourceManager, ResourceManager
+    from .kvcache.view import KVView
+    from .schedulers.base import INTERFACE_VERSION, Capacity, MicroBatch, Ordering, Scheduler, Verdict
     from .schedulers.limits import Limits
     from .schedulers.scheduling_pass import SchedulingPass
     from .workers.model_engine import ModelEngine, ModelInfo
@@ -50,21 +54,35 @@ if TYPE_CHECKING:
 _HOMES = {
     "core.config": ("EngineConfig", "option"),
     "core.errors": (
-        "CapacityError", "ConfigError", "EngineDeadError", "EngineError", "InvalidParamsError", "ModelLoadError",
-        "ModelNotFoundError", "PromptTooLongError", "QueueFullError", "RequestError",
-        "RequestFailedError", "RequestShedError", "SchedulerError",
+        "CapacityError",
+        "ConfigError",
+        "EngineDeadError",
+        "EngineError",
+        "InvalidParamsError",
+        "KVCacheError",
+        "ModelLoadError",
+        "ModelNotFoundError",
+        "PromptTooLongError",
+        "QueueFullError",
+        "RequestError",
+        "RequestFailedError",
+        "RequestShedError",
+        "SchedulerError",
     ),
     "core.outputs": ("CompletionOutput", "FinishReason", "RequestMetrics", "RequestOutput"),
+    "core.request": ("Request", "RequestId"),
+    "core.request_table": ("RequestTable",),
     "core.sampling_params": ("SamplingParams",),
     "core.step": ("StepPlan", "TokenLogprobs"),
     "core.trace": ("StepStats",),
-    "core.views": ("RequestView",),
+    "core.views": ("QueueView", "RequestView", "TableView"),
     "engine.executors.base": ("Executor",),
     "engine.llm": ("LLM",),
     "engine.stream": ("RequestStream",),
     "kvcache.kv_cache_manager": ("KVCacheManager",),
-    "kvcache.resources": ("BaseResourceManager",),
-    "schedulers.base": ("Capacity", "MicroBatch", "Ordering", "Scheduler", "Verdict"),
+    "kvcache.resources": ("BaseResourceManager", "ResourceManager"),
+    "kvcache.view": ("KVView",),
+    "schedulers.base": ("INTERFACE_VERSION", "Capacity", "MicroBatch", "Ordering", "Scheduler", "Verdict"),
     "schedulers.limits": ("Limits",),
     "schedulers.scheduling_pass": ("SchedulingPass",),
     "workers.model_engine": ("ModelEngine", "ModelInfo"),
@@ -72,6 +90,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "INTERFACE_VERSION",
     "LLM",
     "BaseResourceManager",
     "Capacity",
@@ -84,7 +103,9 @@ __all__ = [
     "Executor",
     "FinishReason",
     "InvalidParamsError",
+    "KVCacheError",
     "KVCacheManager",
+    "KVView",
     "Limits",
     "MicroBatch",
     "ModelEngine",
@@ -94,19 +115,25 @@ __all__ = [
     "Ordering",
     "PromptTooLongError",
     "QueueFullError",
+    "QueueView",
+    "Request",
     "RequestError",
     "RequestFailedError",
+    "RequestId",
     "RequestMetrics",
     "RequestOutput",
     "RequestShedError",
     "RequestStream",
+    "RequestTable",
     "RequestView",
+    "ResourceManager",
     "SamplingParams",
     "Scheduler",
     "SchedulerError",
     "SchedulingPass",
     "StepPlan",
     "StepStats",
+    "TableView",
     "TokenLogprobs",
     "Verdict",
     "__version__",

@@ -3,16 +3,30 @@
 import pytest
 from my_scheduler import ShortestPrompt, ShortestPromptOptions
 
-from llm_engine import ConfigError, SamplingParams
-from llm_engine.core.request import Request
+from llm_engine import (
+    ConfigError,
+    KVCacheManager,
+    KVView,
+    Limits,
+    Request,
+    RequestId,
+    RequestTable,
+    ResourceManager,
+    SamplingParams,
+    SchedulingPass,
+)
 
 
 def asking(number: int, prompt_len: int, *, at: float = 0.0) -> Request:
-    return Request(number, str(number), [1] * prompt_len, SamplingParams(), prompt_len + 16, at)
+    return Request(RequestId(number), str(number), [1] * prompt_len, SamplingParams(), prompt_len + 16, at)
 
 
 def order(ordering: ShortestPrompt) -> list[int]:
-    return [request.request_id for request in ordering.visit(step=None)]
+    """Ids in visiting order, over empty books."""
+    table, kv = RequestTable(num_queues=1, block_size=16), KVView(KVCacheManager(num_blocks=100, block_size=16))
+    limits = Limits(max_num_seqs=8, max_micro_batch_seqs=8, max_num_batched_tokens=512, chunk_unit=16)
+    step = SchedulingPass(0.0, table, kv, limits, table.queues[0], ResourceManager(), ordering)
+    return [request.request_id for request in ordering.visit(step)]
 
 
 @pytest.mark.parametrize(
