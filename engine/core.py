@@ -26,7 +26,7 @@ from ..schedulers.base import Scheduler
 from ..schedulers.limits import Limits
 from .booking import book, carry_out_moves
 from .delta import Delta
-from .plan_check import check_plan
+from .plan_check import check_plan, check_resources
 from .plan_form import take_in
 from .retirement import InFlight, Retired, advance, check_result
 from .stuck import who_waits_in_vain
@@ -148,6 +148,7 @@ class EngineCore:
                         f"scheduler {self.scheduler_name} makes no progress: {num_empty} plans without rows in a row"
                     )
                 continue
+            unanswered = check_resources(plan, self.table, self.resources, self.scheduler_name)
             self._step += 1
             plan.epoch, plan.step = self.epoch, self._step
             plan.finished_ids, self._finished_ids = self._finished_ids, []
@@ -155,12 +156,15 @@ class EngineCore:
             self._book(plan, now, most_found)
             for name, problem in self.resources.prepare_resources(plan):
                 self._fail_rows(plan, RequestFailedError(f"resource {name} could not prepare: {problem!r}"), now)
+            for broken in unanswered:
+                self._fail_asked(broken, now)
             return plan
         return None
 
     def _ask_scheduler(self, now: float) -> StepPlan | None:
         if self._scheduler_error is not None:
             raise self._scheduler_error
+        self.resources.begin_pass()
         try:
             return self.scheduler.schedule(now, self.table, self.view)
         except ResourceError:

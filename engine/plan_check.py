@@ -9,6 +9,7 @@ from ..core.errors import SchedulerError
 from ..core.request import RequestState
 from ..core.request_table import RequestTable
 from ..core.step import StepPlan
+from ..kvcache.resources import ResourceError, ResourceManager
 from ..schedulers.limits import Limits
 
 
@@ -57,6 +58,35 @@ def check_plan(plan: StepPlan, table: RequestTable, limits: Limits, scheduler: s
         newcomers += request is not None and not request.is_resident
     if table.num_resident - len(seen) + newcomers > limits.max_num_seqs:
         refuse(f"more residents than max_num_seqs, {limits.max_num_seqs}")
+
+
+def check_resources(
+    plan: StepPlan, table: RequestTable, resources: ResourceManager, scheduler: str
+) -> list[ResourceError]:
+    """Raise ``SchedulerError`` where newcomers need more of a resource than there is, once those who are paused for
+    them have given theirs back. Returns those for whom a manager raised: they are to fail.
+
+    Whom the scheduler reserved for in its pass is not asked about again: a manager of somebody else's may answer
+    otherwise by now, and that would be nobody's fault.
+    """
+    broken: list[ResourceError] = []
+    for request_id in plan.chunk_ids if resources.managers else ():
+        request = table[request_id]
+        if request.is_resident or resources.is_reserved_for(request_id):
+            continue
+        try:
+            lacking = resources.shortage(request)
+            if lacking is None:
+                resources.reserve(request)
+        except ResourceError as error:
+            broken.append(error)
+            continue
+        if lacking is not None:
+            raise SchedulerError(
+                f"scheduler {scheduler} returned an impossible plan: it starts request {request_id}, and resource "
+                f"{lacking} has too little for it"
+            )
+    return broken
 
 
 def _check_rows(plan: StepPlan, queue: DecodeQueue, paused: set[int], refuse: Callable[[str], None]) -> None:

@@ -135,11 +135,17 @@ class ResourceManager:
             if names.count(name) > 1:
                 raise ConfigError("resource managers", names, "one of each name")
         self._reserved = dict.fromkeys(names, 0)
+        self._reserved_for: set[int] = set()
 
     def begin_pass(self) -> None:
         """Forget what ``reserve`` noted; called before each scheduling pass."""
         for name in self._reserved:
             self._reserved[name] = 0
+        self._reserved_for.clear()
+
+    def is_reserved_for(self, request_id: int) -> bool:
+        """Whether ``reserve`` was called for the request in this pass."""
+        return request_id in self._reserved_for
 
     def shortage(self, request: RequestView) -> str | None:
         """The first resource of which too little is left, beside what was reserved in this pass, for the request."""
@@ -159,6 +165,7 @@ class ResourceManager:
                 self._reserved[manager.name] += manager.needed(request)
             except Exception as error:
                 raise ResourceError(manager.name, request.request_id, error) from error
+        self._reserved_for.add(request.request_id)
 
     def prepare_resources(self, plan: StepPlan) -> list[ResourceFailure]:
         return self._call(self.managers, lambda manager: manager.prepare_resources(plan))

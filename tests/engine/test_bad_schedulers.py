@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from llm_engine import CapacityError, EngineDeadError, KVCacheManager, SchedulerError
+from llm_engine import BaseResourceManager, CapacityError, EngineDeadError, KVCacheManager, SchedulerError
 from llm_engine.core.errors import KVCacheError
+from llm_engine.core.outputs import FinishReason
 from llm_engine.core.step import RequestStart, StepPlan
 from llm_engine.core.views import TableView
 from llm_engine.schedulers.base import Capacity, Scheduler, Verdict
@@ -293,6 +294,90 @@ def test_decodes_that_are_moved_to_and_fro_for_ever_are_no_progress() -> None:
     with pytest.raises(SchedulerError, match=r"makes no progress: .* plans without rows in a row"):
         driver.core.schedule(9.0)
     driver.check()
+
+
+class Licences(BaseResourceManager):
+    """So many, held by residents."""
+
+    name = "licences"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.held: set[int] = set()
+        self.broken_for: int | None = None
+
+    def needed(self, request: Any) -> int:
+        if request.request_id == self.broken_for:
+            raise LookupError("who is that")
+        return 0 if request.request_id in self.held else 1
+
+    def available(self) -> int:
+        return self.count - len(self.held)
+
+    def prepare_resources(self, plan: StepPlan) -> None:
+        self.held.update(start.request_id for start in plan.starts)
+
+    def free_resources(self, request: Any) -> None:
+        self.held.discard(request.request_id)
+
+
+class Unaware(Scheduler):
+    """Knows nothing of resources."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(FcfsOrdering(), MaxUtilization(), GreedyMicroBatch(), limits)
+
+
+def unaware_driver(licences: Licences) -> CoreDriver:
+    driver = CoreDriver(resources=[licences], max_num_seqs=3)
+    driver.core.scheduler = Unaware(driver.limits)
+    for length in (3, 4, 5):
+        driver.add(range(length, 2 * length), 5)
+    return driver
+
+
+def test_who_ignores_a_resource_is_refused_naming_it_and_the_books_stand() -> None:
+    licences = Licences(2)
+    driver = unaware_driver(licences)
+    says = "scheduler under-test returned an impossible plan: it starts request 2, and resource licences has too little"
+    with pytest.raises(SchedulerError, match=says):
+        driver.core.schedule(0.0)
+    driver.check()
+    assert (len(driver.core.table), driver.core.table.num_resident, licences.held) == (3, 0, set())
+
+
+def test_who_ignores_a_resource_that_has_enough_runs() -> None:
+    driver = unaware_driver(Licences(3))
+    driver.run()
+    assert [outcome.tokens for outcome in driver.outcomes.values()] == [driver.expected(i) for i in range(3)]
+
+
+def test_a_resource_that_cannot_be_asked_fails_the_request_and_nobody_else() -> None:
+    licences = Licences(3)
+    licences.broken_for = 1
+    driver = unaware_driver(licences)
+    driver.run()
+    assert licences.held == set()
+    assert [outcome.reason for outcome in driver.outcomes.values()].count(FinishReason.ERROR) == 1
+    assert "resource licences could not be asked" in str(driver.outcomes[1].ends[0].error)
+    assert [driver.outcomes[i].tokens for i in (0, 2)] == [driver.expected(i) for i in (0, 2)]
+
+
+def test_what_a_pause_gives_back_may_be_taken_by_a_newcomer() -> None:
+    """The composed schedulers do not count on it; one of somebody else's may."""
+
+    def swapping(scheduler: Any, table: Any) -> Any:
+        return StepPlan(queue=0, paused_ids=[0], chunk_ids=[1], chunk_tokens=[4])
+
+    licences = Licences(1)
+    driver = CoreDriver(resources=[licences], max_num_seqs=2)
+    driver.core.scheduler = Returning(driver.limits, swapping)
+    driver.add(range(3), 9)
+    for _ in range(GOOD_CALLS):
+        driver.step()
+    driver.add(range(4), 9)
+    assert driver.core.schedule(9.0) is not None
+    assert licences.held == {1}
 
 
 # -- through a whole engine

@@ -8,8 +8,8 @@ import pytest
 
 from llm_engine.core.errors import SchedulerError
 from llm_engine.core.step import StepPlan
-from llm_engine.engine.plan_check import check_plan
-from tests.schedulers.books import Books
+from llm_engine.engine.plan_check import check_plan, check_resources
+from tests.schedulers.books import Books, Places
 
 
 def books() -> Books:
@@ -99,3 +99,60 @@ def test_nothing_changes_while_checking() -> None:
     check(plan(decode_ids=[0, 1], chunk_ids=[3], chunk_tokens=[6]), over)
     over.table.check_integrity()
     assert over.kv.num_free_blocks == before
+
+
+# -- resources: here 5 and 6 wait, and 3 is resident
+
+
+def places(*managers: Places) -> Books:
+    made = Books(num_queues=1, max_num_seqs=6, max_num_batched_tokens=20, resources=managers)
+    for _ in range(3):
+        made.decoding(6)
+    made.prefilling(10, 4)
+    made.prefilling(8, 8)
+    made.waiting(5)
+    made.waiting(9)
+    return made
+
+
+BOTH = plan(chunk_ids=[5, 6], chunk_tokens=[1, 1])
+
+
+def lacking(over: Books, broken: StepPlan) -> None:
+    assert check_resources(broken, over.table, over.resources, "mine") == []
+
+
+def test_newcomers_are_counted_one_after_the_other() -> None:
+    lacking(places(Places("lamps", 4), Places("desks", 2)), BOTH)
+    says = "scheduler mine returned an impossible plan: it starts request 6, and resource desks has too little for it"
+    with pytest.raises(SchedulerError, match=says):
+        lacking(places(Places("lamps", 4), Places("desks", 1)), BOTH)
+
+
+def test_residents_need_nothing_more() -> None:
+    over = places(Places("desks", 1))
+    lacking(over, plan(decode_ids=[0, 1], chunk_ids=[3, 5], chunk_tokens=[1, 1]))
+
+
+def test_whom_the_scheduler_reserved_for_is_not_asked_about_again() -> None:
+    desks = Places("desks", 1)
+    over = places(desks)
+    over.resources.begin_pass()
+    over.resources.reserve(over.table[5])
+    desks.count = 0  # somebody outside took it
+    lacking(over, plan(chunk_ids=[5], chunk_tokens=[1]))
+    over.resources.begin_pass()
+    with pytest.raises(SchedulerError, match="starts request 5, and resource desks"):
+        lacking(over, plan(chunk_ids=[5], chunk_tokens=[1]))
+
+
+def test_where_a_manager_raises_the_request_is_named_and_the_others_stand() -> None:
+    class Moody(Places):
+        def needed(self, request: Any) -> int:
+            if request.request_id == 5:
+                raise LookupError("who is that")
+            return 1
+
+    over = places(Moody("desks", 1))
+    found = check_resources(BOTH, over.table, over.resources, "mine")
+    assert [(error.request_id, error.manager) for error in found] == [(5, "desks")]
