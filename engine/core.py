@@ -156,8 +156,8 @@ class EngineCore:
             self._book(plan, now, most_found)
             for name, problem in self.resources.prepare_resources(plan):
                 self._fail_rows(plan, RequestFailedError(f"resource {name} could not prepare: {problem!r}"), now)
-            for broken in unanswered:
-                self._fail_asked(broken, now)
+            for unknown in unanswered:
+                self._fail_asked(unknown, now)
             return plan
         return None
 

@@ -249,6 +249,16 @@ class SchedulingPass:
         """The first resource that has too little left for one more such request in this pass."""
         return self._resources.shortage(request)
 
+    def set_aside_resources(self, request: RequestView) -> None:
+        """Count the request in ``lacking_resource`` although it does not start now: for a policy that chooses several
+        who start later."""
+        self._resources.reserve(request)
+
+    def forget_set_aside(self) -> None:
+        """What was set aside is to be had again. Before anybody is started."""
+        assert not self.admitted, "what they need would be forgotten too"
+        self._resources.begin_pass()
+
     def first_new_block(self, request: RequestView, num_tokens: int) -> BlockHash | None:
         """The hash of the full block that holds position ``num_tokens``; ``None`` where the prompt does not fill it, or
         may not find it."""

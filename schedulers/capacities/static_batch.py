@@ -36,9 +36,11 @@ class StaticBatch(GuaranteedNoEvict):
         for request in waiting.visit(step):
             room -= step.blocks_to_end(request)
             if room < 0 or len(self._chosen) == seats:
-                return
+                break
             if step.lacking_resource(request) is None:
+                step.set_aside_resources(request)
                 self._chosen[request.request_id] = request
+        step.forget_set_aside()
 
     def candidates(self, step: SchedulingPass, waiting: Ordering) -> Iterator[RequestView]:
         """Who is still to start, however many come before them by now."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_engine.core.step import StepPlan
+from llm_engine.kvcache.resources import BaseResourceManager
 from tests.engine.core_driver import CoreDriver
 from tests.engine.test_core_properties import check_outcomes, live, lives, shapes
 from tests.schedulers.books import Books, Places, chunks
@@ -167,3 +168,39 @@ def test_in_any_life_only_an_empty_batch_opens(shape: dict[str, Any], num_queues
         **shape | {"preset": "static-batch"}, parts={"micro_batch": shape["preset"]}, num_blocks=blocks
     )
     check_outcomes(driver, live(driver, todo))
+
+
+class HeldPlaces(BaseResourceManager):
+    """Two, held by residents."""
+
+    name = "places"
+
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+
+    def needed(self, request: Any) -> int:
+        return 0 if request.request_id in self.held else 1
+
+    def available(self) -> int:
+        return 2 - len(self.held)
+
+    def prepare_resources(self, plan: StepPlan) -> None:
+        self.held.update(start.request_id for start in plan.starts)
+
+    def free_resources(self, request: Any) -> None:
+        self.held.discard(request.request_id)
+
+
+def test_no_more_are_chosen_than_a_resource_allows() -> None:
+    """Nor does choosing them leave less of it for their start: both come in at once."""
+    driver = a_driver(resources=[HeldPlaces()])
+    for number, count in enumerate((1, 6, 1)):
+        driver.add([number, number], count)
+    started = []
+    while not driver.core.is_idle:
+        ended = [number for number, outcome in driver.outcomes.items() if outcome.ends]
+        plan = driver.step()
+        assert plan is not None
+        if plan.starts:
+            started.append(([start.request_id for start in plan.starts], ended))
+    assert started == [([0, 1], []), ([2], [0, 1])]
