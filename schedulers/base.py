@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..core.step import StepPlan
@@ -89,9 +89,16 @@ class Ordering(Part, abc.ABC):
         """Whether ``displaces`` may be true of anybody now: asked in each pass while somebody waits."""
         return type(self).displaces is not Ordering.displaces
 
-    def displaces(self, newcomer: RequestView, resident: RequestView) -> bool:
+    @property
+    def standing(self) -> int:
+        """Rises when ``displaces`` may answer otherwise although no resident came or went."""
+        return 0
+
+    def displaces(self, newcomer: RequestView, resident: RequestView, changes: Mapping[str | None, int]) -> bool:
         """Whether this waiting request may have that resident paused to take its place. A strict order, or two would
-        pause each other for ever. The answer may be kept until a resident comes or goes."""
+        pause each other for ever. ``changes``: by tenant, how many more residents than now there are to be, by the
+        places granted and the pauses planned before. The answer may be kept until a resident comes or goes, ``changes``
+        are others or ``standing`` rises."""
         return False
 
     def pause_key(self, request: RequestView) -> Any:

@@ -9,7 +9,7 @@ Under an ordering that displaces, the first of the waiting also takes the place 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from ...core.config import check_types, option
@@ -46,8 +46,9 @@ class MaxUtilization(Capacity):
     def __init__(self, options: MaxUtilizationOptions | None = None) -> None:
         self._options = options or MaxUtilizationOptions()
         self._residents: dict[int, None] = {}
-        self._outranked: tuple[int, list[int]] | None = None
-        """The newcomer asked about last, and the residents it displaces: the same until somebody comes or goes."""
+        self._outranked: tuple[Hashable, list[int]] | None = None
+        """Who was asked about last and how things stood, and the residents it displaces: the same until somebody comes
+        or goes."""
 
     def started(self, request: RequestView) -> None:
         self._residents[request.request_id] = self._outranked = None
@@ -65,7 +66,7 @@ class MaxUtilization(Capacity):
             return
         way, num_skipped = Way(step, self._kept), 0
         for newcomer in waiting.visit(step):
-            outranked = self._outranked_by(step, newcomer)
+            outranked = self._outranked_by(step, newcomer, way)
             if not outranked and not step.plan.paused_ids:
                 return  # the cheapest question first: most often it is the only one
             deferred = self._is_deferred(step, newcomer) or way.computes_for(newcomer)
@@ -86,8 +87,7 @@ class MaxUtilization(Capacity):
                     step.is_short = True  # nobody is put out for a guess: the queue comes home first
                     return
                 for victim in victims:
-                    step.pause(victim)
-            step.makes_way_for.add(newcomer.request_id)
+                    way.pause(victim)
             # Anew: what it finds of those that were paused is free now, and costs it a block each.
             way.grant(newcomer, self._needed(step, newcomer))
 
@@ -131,11 +131,13 @@ class MaxUtilization(Capacity):
         first = step.chunk_size(match.num_tokens, request.num_tokens - match.num_tokens)
         return step.kv.blocks_to_start(match, match.num_tokens + first, claim=False)
 
-    def _outranked_by(self, step: SchedulingPass, newcomer: RequestView) -> list[int]:
+    def _outranked_by(self, step: SchedulingPass, newcomer: RequestView, way: Way) -> list[int]:
         """Residents it displaces."""
-        if self._outranked is None or self._outranked[0] != newcomer.request_id:
-            outranked = [r.request_id for r in step.table.residents() if step.ordering.displaces(newcomer, r)]
-            self._outranked = newcomer.request_id, outranked
+        asked = newcomer.request_id, step.ordering.standing, len(step.plan.paused_ids)
+        if self._outranked is None or self._outranked[0] != asked:
+            displaces, changes = step.ordering.displaces, way.changes
+            outranked = [r.request_id for r in step.table.residents() if displaces(newcomer, r, changes)]
+            self._outranked = asked, outranked
         return self._outranked[1]
 
     def _displaceable(self, step: SchedulingPass, outranked: Sequence[int]) -> list[RequestView]:

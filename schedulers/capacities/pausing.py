@@ -5,6 +5,7 @@ What the capacity policies that pause share. A request in flight is never paused
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from ...core.request import BlockHash
@@ -36,6 +37,8 @@ class Way:
     def __init__(self, step: SchedulingPass, kept: Callable[[SchedulingPass, int], int]) -> None:
         """``kept``: free blocks that are not given away, with so many seats free."""
         self._step, self._kept = step, kept
+        self.changes: Counter[str | None] = Counter()
+        """By tenant: the places granted, less the residents paused."""
         self._granted: list[RequestView] = []
         self._granted_blocks = 0
         self._to_compute: set[BlockHash | None] = set()
@@ -46,9 +49,15 @@ class Way:
         return block is not None and block in self._to_compute
 
     def grant(self, newcomer: RequestView, needed: int) -> None:
+        self._step.makes_way_for.add(newcomer.request_id)
+        self.changes[newcomer.tenant] += 1
         self._granted.append(newcomer)
         self._granted_blocks += needed
         self._to_compute.add(self._first_new_block(newcomer))
+
+    def pause(self, resident: RequestView) -> None:
+        self._step.pause(resident)
+        self.changes[resident.tenant] -= 1
 
     def has_place(self, needed: int) -> bool:
         """Whether a seat and so many blocks are left beside those that were granted."""
@@ -57,9 +66,14 @@ class Way:
 
     def victims(self, newcomer: RequestView, needed: int, displaceable: Sequence[RequestView]) -> list[RequestView]:
         """The fewest of ``displaceable``, those to be paused first taken first, without whom the newcomer finds a seat
-        and ``needed`` blocks and has a part in this micro-batch; none where it would not even without all of them."""
+        and ``needed`` blocks and has a part in this micro-batch; none where it would not even without all of them. Each
+        is displaced still when those before it are gone."""
         step = self._step
-        victims = sorted(displaceable, key=step.ordering.pause_key, reverse=True)
+        victims, changes = [], self.changes.copy()
+        for resident in sorted(displaceable, key=step.ordering.pause_key, reverse=True):
+            if step.ordering.displaces(newcomer, resident, changes):
+                changes[resident.tenant] -= 1
+                victims.append(resident)
         if step.kv.free_blocks + sum(step.kv.num_held(victim.request_id) for victim in victims) < needed:
             return []
         due = self._due()

@@ -16,7 +16,7 @@ about two of their largest requests, whatever else they send.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import ClassVar
@@ -148,14 +148,23 @@ class FairOrdering(Ordering):
         """Nobody displaces another of the same tenant."""
         return self._displace_at > 0 and len(self.counters) > 1
 
-    def displaces(self, newcomer: RequestView, resident: RequestView) -> bool:
-        """With it the newcomer's tenant still holds fewer than the other did without, so no chain of displacements
-        comes back to where it began; and with a good distance between, two who are about equal leave each other alone.
+    @property
+    def standing(self) -> int:
+        """Counters move when they are settled, and when a tenant begins to wait."""
+        return self.counters.num_settled + self._num_spells
+
+    def displaces(self, newcomer: RequestView, resident: RequestView, changes: Mapping[str | None, int]) -> bool:
+        """With it the newcomer's tenant still holds fewer than the other did without. With n residents of a tenant of
+        weight w, each displacement so lowers the sum of n (n + 1) / 2w over the tenants: no chain of them comes back to
+        where it began. And with a good distance between, two who are about equal leave each other alone.
         """
         own, other = self.counters.find(newcomer.tenant), self.counters.find(resident.tenant)
         if own is None or other is None or own is other or not self._displace_at or own.served > other.served:
             return False
-        return other.num_resident / other.weight > self._displace_at * (own.num_resident + 1) / own.weight
+        theirs, ours = other.num_resident, own.num_resident + 1
+        if changes:
+            theirs, ours = theirs + changes.get(other.name, 0), ours + changes.get(own.name, 0)
+        return theirs / other.weight > self._displace_at * ours / own.weight
 
     def pause_key(self, request: RequestView) -> tuple[float, int]:
         """The youngest of whoever has had most."""

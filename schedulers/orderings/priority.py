@@ -11,6 +11,7 @@ All rise at the same rate, so who is before whom never changes: ``priority + arr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,7 +51,7 @@ class PriorityOrdering(KeyedOrdering):
     def key(self, request: RequestView) -> float:
         return request.priority + request.arrival * self._per_second
 
-    def displaces(self, newcomer: RequestView, resident: RequestView) -> bool:
+    def displaces(self, newcomer: RequestView, resident: RequestView, changes: Mapping[str | None, int]) -> bool:
         """Of a lower number, and before it in visiting order too.
 
         Two strict orders that both hold are a strict order again, so no chain of displacements comes back to where it

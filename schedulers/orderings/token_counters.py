@@ -59,6 +59,8 @@ class TokenCounters:
         self._residents: dict[int, _Resident] = {}
         self._newcomers: list[_Resident] = []
         """Started since the last look: what they found in the prefix cache is known once their plan is booked."""
+        self.num_settled = 0
+        """How often the counters were brought up to date and may have moved."""
         self._num_steps = 0
         """Steps that came back since all residents were looked at."""
         self._tidy_at = _MAX_GONE
@@ -112,8 +114,10 @@ class TokenCounters:
                 num_cached = newcomer.request.num_cached_tokens or 0
                 newcomer.tenant.served += self.price(newcomer.request, num_cached, newcomer.tenant)
             self._newcomers.clear()
+            self.num_settled += 1
         if self._num_steps and self._num_steps >= min(_MAX_STEPS, len(self._residents) // _LOOKS_PER_STEP):
             self._num_steps = 0
+            self.num_settled += 1
             for resident in self._residents.values():
                 self._count(resident)
 

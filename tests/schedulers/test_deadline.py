@@ -89,7 +89,7 @@ def test_the_latest_deadline_is_paused_first_and_of_equals_the_youngest() -> Non
 
 def test_nobody_is_displaced() -> None:
     urgent, other = a_request(1, deadline=1.0), a_request(0, deadline=100.0)
-    assert not made().displaces(urgent, other)
+    assert not made().displaces(urgent, other, {})
 
 
 def test_a_flood_of_deadlines_starves_nobody() -> None:

@@ -567,12 +567,14 @@ def test_the_watermark_holds_for_it_too() -> None:
         assert paused_for(books) == paused
 
 
-def test_an_ordering_that_displaces_is_asked_again_when_somebody_came_or_went(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ordering_that_displaces_is_asked_again_when_somebody_came_or_went_or_it_thinks_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     books = prioritized(max_num_seqs=2)
     residents = [books.decoding(6, priority=1), books.decoding(6, priority=1)]
     asked = []
 
-    def displaces(ordering: PriorityOrdering, newcomer: Any, resident: Any) -> bool:
+    def displaces(ordering: PriorityOrdering, newcomer: Any, resident: Any, changes: Any) -> bool:
         asked.append(resident.request_id)
         return False
 
@@ -584,6 +586,10 @@ def test_an_ordering_that_displaces_is_asked_again_when_somebody_came_or_went(mo
     books.scheduler.capacity.ended(residents[0].request_id)
     assert paused_for(books) == []
     assert asked == [0, 1, 0, 1]
+    monkeypatch.setattr(PriorityOrdering, "standing", 1)
+    for _ in range(2):
+        assert paused_for(books) == []
+    assert asked == [0, 1] * 3
 
 
 def test_whom_one_displaced_comes_back_and_is_not_displaced_by_its_like() -> None:

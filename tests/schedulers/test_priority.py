@@ -67,14 +67,14 @@ def test_a_paused_request_returns_to_its_place() -> None:
 )
 def test_who_is_displaced(resident: Asked, newcomer: Asked, aging_s: float, displaced: bool) -> None:
     ordering, (there, comes) = made(resident, newcomer, aging_s=aging_s)
-    assert ordering.displaces(comes, there) is displaced
+    assert ordering.displaces(comes, there, {}) is displaced
 
 
 def test_age_wins_a_free_place_and_takes_none() -> None:
     ordering, (aged, urgent) = made((3, 0.0), (0, 5000.0))
     assert order(ordering) == [0, 1]
-    assert not ordering.displaces(aged, urgent)
-    assert not ordering.displaces(urgent, aged)
+    assert not ordering.displaces(aged, urgent, {})
+    assert not ordering.displaces(urgent, aged, {})
 
 
 def test_the_least_urgent_is_paused_first_and_of_those_the_youngest() -> None:
@@ -94,12 +94,12 @@ def test_displacing_is_a_strict_order_that_agrees_with_the_visits(asked: list[tu
     visited = {request_id: place for place, request_id in enumerate(order(ordering))}
     displaces = ordering.displaces
     for one, other in itertools.product(requests, repeat=2):
-        if displaces(one, other):
-            assert not displaces(other, one)
+        if displaces(one, other, {}):
+            assert not displaces(other, one, {})
             assert visited[one.request_id] < visited[other.request_id]
     for one, other, third in itertools.permutations(requests, 3):
-        if displaces(one, other) and displaces(other, third):
-            assert displaces(one, third)
+        if displaces(one, other, {}) and displaces(other, third, {}):
+            assert displaces(one, third, {})
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -116,7 +116,7 @@ def test_nobody_is_displaced_for_ever(asked: list[tuple[int, int]], aging_s: flo
         if not (waiting := order(ordering)):
             break
         newcomer = requests[waiting[0]]
-        displaced = [resident for resident in residents if ordering.displaces(newcomer, resident)]
+        displaced = [resident for resident in residents if ordering.displaces(newcomer, resident, {})]
         if not displaced:
             break
         paused = max(displaced, key=ordering.pause_key)
@@ -124,7 +124,7 @@ def test_nobody_is_displaced_for_ever(asked: list[tuple[int, int]], aging_s: flo
         ordering.remove(newcomer.request_id)
         residents.append(newcomer)
         ordering.add(paused)
-        assert order(ordering)[0] != paused.request_id or not ordering.displaces(paused, newcomer)
+        assert order(ordering)[0] != paused.request_id or not ordering.displaces(paused, newcomer, {})
     else:
         raise AssertionError("they displace each other for ever")
 

@@ -92,7 +92,7 @@ def test_the_longest_rest_is_paused_first_and_of_equals_the_youngest() -> None:
 
 def test_nobody_is_displaced() -> None:
     short, long = a_request(1, max_tokens=1), a_request(0, max_tokens=1000)
-    assert not made(short).displaces(short, long)
+    assert not made(short).displaces(short, long, {})
 
 
 def test_a_flood_of_short_ones_starves_nobody() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from types import FunctionType, MappingProxyType, ModuleType
@@ -17,9 +17,9 @@ from llm_engine.core.step import StepPlan
 from llm_engine.engine.delta import Delta
 from llm_engine.kvcache.resources import ResourceManager
 from llm_engine.kvcache.view import KVView
-from llm_engine.schedulers.base import Ordering
 from llm_engine.schedulers.chunking import CHUNKINGS
 from llm_engine.schedulers.limits import Limits
+from llm_engine.schedulers.orderings.fair import FairOptions, FairOrdering
 from llm_engine.schedulers.registry import CAPACITIES, MICRO_BATCHES, ORDERINGS, PRESETS
 from tests.engine.core_driver import CoreDriver
 
@@ -62,8 +62,8 @@ class ContractDriver(CoreDriver):
         self.went: dict[int, int] = {}
         """And when it ended."""
         self._ask, self.core.scheduler.schedule = self.core.scheduler.schedule, self._decide  # type: ignore[method-assign]
-        self._waited: set[int] = set()
-        """Who waited when nobody was resident last."""
+        self._chosen: set[int] = set()
+        """Of a static batch: who was chosen when nobody was resident last."""
 
     def add(self, prompt: Sequence[int], max_tokens: int = 4, **more: Any) -> int:
         self.came[len(self.requests)] = len(self.pushed)
@@ -89,9 +89,10 @@ class ContractDriver(CoreDriver):
             assert self.went[one] - came <= round_ * tokens, one
 
     def _decide(self, now: float, table: Any, kv: KVView) -> StepPlan | None:
-        if not table.num_resident:
-            self._waited = set(self.core.table.requests)
         plan = self._ask(now, table, kv)
+        if self.capacity == "static-batch" and not table.num_resident:
+            started = plan.chunk_ids if plan is not None else ()
+            self._chosen = {*started, *self.core.scheduler.capacity._chosen}  # type: ignore[attr-defined]
         if plan is not None:
             self.num_decided_pauses += len(plan.paused_ids)
             assert not (self.capacity in NEVER_PAUSE and plan.paused_ids), "it paused somebody"
@@ -101,20 +102,33 @@ class ContractDriver(CoreDriver):
         return plan
 
     def _check_displacement(self, plan: StepPlan, table: Any) -> None:
-        """Whoever is admitted while others are paused displaces one of them, and none of them displaces it. Asked only
-        of a fixed order: counters have moved by now."""
-        if "priority" not in getattr(self.core.scheduler, "ordering", Ordering).knows:
-            return
+        """Whoever is admitted while others are paused displaces one of them, and none of them displaces it."""
+        ordering = getattr(self.core.scheduler, "ordering", None)
         newcomers = [table[request_id] for request_id in plan.chunk_ids if not table[request_id].is_resident]
         paused = [table[request_id] for request_id in plan.paused_ids]
-        displaces = self.core.scheduler.ordering.displaces
-        for newcomer in newcomers if paused else ():
-            assert any(displaces(newcomer, resident) for resident in paused)
-            assert not any(displaces(resident, newcomer) for resident in paused)
+        if not newcomers or not paused or ordering is None:
+            return
+        if isinstance(ordering, FairOrdering):
+            self._check_shares(newcomers, paused, table)
+            return
+        for newcomer in newcomers:
+            assert any(ordering.displaces(newcomer, resident, {}) for resident in paused)
+            assert not any(ordering.displaces(resident, newcomer, {}) for resident in paused)
+
+    @staticmethod
+    def _check_shares(newcomers: Sequence[Request], paused: Sequence[Request], table: Any) -> None:
+        """Counters have moved by now, so what the tenants hold is counted anew: before the last one paused, the loser
+        held more than three times what a tenant of the newcomers was to hold."""
+        left = Counter(resident.tenant for resident in table.residents())
+        left.subtract(resident.tenant for resident in paused)
+        came = Counter(newcomer.tenant for newcomer in newcomers)
+        for loser in {resident.tenant for resident in paused}:
+            most = 1 + left[loser] + came[loser]
+            assert any(most > FairOptions().displace_at * (left[tenant] + 1) for tenant in came if tenant != loser)
 
     def _check_static(self, plan: StepPlan, table: Any) -> None:
         newcomers = {request_id for request_id in plan.chunk_ids if not table[request_id].is_resident}
-        assert newcomers <= self._waited, "somebody was admitted into a batch that is under way"
+        assert newcomers <= self._chosen, "somebody was admitted into a batch that is under way"
 
 
 def random_examples(
