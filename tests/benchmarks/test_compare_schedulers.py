@@ -19,19 +19,24 @@ def test_every_shipped_workload_is_compared() -> None:
     assert set(compare_schedulers.CELLS) == set(WORKLOADS)
 
 
-@pytest.mark.parametrize("workload", compare_schedulers.CELLS)
-def test_the_page_has_a_row_for_each_scheduler(workload: str) -> None:
+def published(workload: str) -> list[str]:
+    """The lines of the page's table."""
     found = re.search(rf"\*\*{workload}\*\*.*?\n\n(\|.*?)\n\n", PAGE, re.DOTALL)
     assert found is not None
-    rows = [line.split("|")[1].strip() for line in found[1].splitlines()[2:]]
+    return found[1].splitlines()
+
+
+@pytest.mark.parametrize("workload", compare_schedulers.CELLS)
+def test_the_page_has_a_row_for_each_scheduler(workload: str) -> None:
+    rows = [line.split("|")[1].strip() for line in published(workload)[2:]]
     assert rows == list(parse_entries(compare_schedulers.CELLS[workload], SchedulerConfig()))
 
 
-def test_a_table_has_a_row_for_each_scheduler_and_no_column_without_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare_schedulers, "CELLS", {"shared-prefix": "fcfs,longest-prefix"})
+def test_the_cheapest_table_of_the_page_is_what_the_benchmark_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_schedulers, "CELLS", {"shared-prefix": compare_schedulers.CELLS["shared-prefix"]})
     ((workload, table),) = compare_schedulers.tables()
-    header, _, *rows = table.splitlines()
     assert workload == "shared-prefix"
-    assert [row.split("|")[1].strip() for row in rows] == ["fcfs", "longest-prefix"]
+    assert table.splitlines() == published("shared-prefix")
+    header = table.splitlines()[0]
     assert "cache hits" in header
-    assert "Jain" not in header
+    assert "Jain" not in header  # a column without a figure is left out
