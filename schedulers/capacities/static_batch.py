@@ -34,12 +34,13 @@ class StaticBatch(GuaranteedNoEvict):
             return
         room, seats = self.room(step), step.seats_left
         for request in waiting.visit(step):
-            room -= step.blocks_to_end(request)
-            if room < 0 or len(self._chosen) == seats:
+            needed = step.blocks_to_end(request)
+            if needed > room or len(self._chosen) == seats:
                 break
             if step.lacking_resource(request) is None:
                 step.set_aside_resources(request)
                 self._chosen[request.request_id] = request
+                room -= needed
         step.forget_set_aside()
 
     def candidates(self, step: SchedulingPass, waiting: Ordering) -> Iterator[RequestView]:

@@ -27,7 +27,7 @@ from ..scheduling_pass import SchedulingPass
 from .fcfs import FcfsOrdering
 
 _MAX_WINDOW = 1024
-"""As many prefixes as the view of the cache remembers."""
+"""Each that is compared is looked at whenever somebody is to be admitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

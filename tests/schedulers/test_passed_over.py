@@ -144,6 +144,7 @@ def test_where_nobody_is_resident_everybody_is_looked_at(micro_batch: str) -> No
         driver.add([number] * 4, tenant="somebody")
     stranger = driver.add([7] * 9, 3)
     assert chunks(driver.schedule()) == {stranger: 9}
+    assert not any(outcome.ends for outcome in driver.outcomes.values()), "nobody is told that it can never run"
 
 
 @pytest.mark.parametrize(("num_queues", "look_ahead"), [(1, 0), (3, 1)])
@@ -154,6 +155,11 @@ def test_who_is_behind_many_that_never_run_runs(scheduler: str, num_queues: int,
     driver.step()
     hopeless = [driver.add([number] * 4, tenant="somebody") for number in range(80)]
     served += [driver.add([number] * 9, 3) for number in range(4)]
+    while not all(driver.outcomes[request_id].ends for request_id in served):
+        assert not any(driver.outcomes[request_id].ends for request_id in hopeless), "others can still run"
+        while driver.schedule() is not None:
+            pass
+        driver.retire()
     driver.run()
     for request_id in served:
         assert driver.outcomes[request_id].tokens == driver.expected(request_id)
@@ -202,4 +208,5 @@ def test_a_static_batch_comes_in_whole_whoever_is_put_before_it_meanwhile(orderi
         while (plan := driver.schedule()) is not None:
             started += [start.request_id for start in plan.starts]
     assert started == [3, 4, 5]
+    assert not any(driver.outcomes[number].ends for number in range(6)), "beside the first of them"
     driver.run()
