@@ -22,7 +22,7 @@ from ..kvcache.block_hash import extra_key, hash_blocks
 from ..kvcache.kv_cache_manager import KVCacheManager
 from ..kvcache.resources import ResourceError, ResourceFailure, ResourceManager, SequenceSlots
 from ..kvcache.view import KVView
-from ..schedulers.base import Scheduler
+from ..schedulers.base import Ordering, Scheduler
 from ..schedulers.limits import Limits
 from .booking import book, carry_out_moves
 from .delta import Delta
@@ -140,8 +140,7 @@ class EngineCore:
             self._paused_ids += plan.paused_ids
             if not plan.num_rows:
                 carry_out_moves(self.table, plan)
-                for request_id, reason in zip(plan.shed_ids, plan.shed_reasons, strict=True):
-                    self.fail(self.table[request_id], RequestShedError(reason), now)
+                self._shed(plan, now)
                 num_empty += 1
                 if num_empty > _MAX_EMPTY_PLANS + len(self.table):
                     raise SchedulerError(
@@ -159,7 +158,29 @@ class EngineCore:
             for unknown in unanswered:
                 self._fail_asked(unknown, now)
             return plan
+        self._shed_in_outage(now)
         return None
+
+    def _shed_in_outage(self, now: float) -> None:
+        """Deadlines pass while the stages start again, too. Only an ordering can be asked for nothing else; where a
+        whole scheduler has none, its waiting are shed when the stages are back."""
+        ordering = getattr(self.scheduler, "ordering", None)
+        if not isinstance(ordering, Ordering) or self._scheduler_error is not None:
+            return
+        try:
+            late = [(request.request_id, reason) for request, reason in ordering.shed(now)]
+        except (Exception, SystemExit) as error:
+            raise SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}") from error
+        if not late:
+            return
+        ids, reasons = zip(*late, strict=True)
+        plan = take_in(StepPlan(queue=0, shed_ids=list(ids), shed_reasons=list(reasons)), self.scheduler_name)
+        self._check(plan)
+        self._shed(plan, now)
+
+    def _shed(self, plan: StepPlan, now: float) -> None:
+        for request_id, reason in zip(plan.shed_ids, plan.shed_reasons, strict=True):
+            self.fail(self.table[request_id], RequestShedError(reason), now)
 
     def _ask_scheduler(self, now: float) -> StepPlan | None:
         if self._scheduler_error is not None:

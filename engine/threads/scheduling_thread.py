@@ -38,6 +38,8 @@ class SchedulingThread:
         with state.changed:
             while wait and state.version == self._seen and not state.over:
                 state.changed.wait(LOOK_AGAIN)
+                if not state.core.stages_up:
+                    break  # deadlines pass, and nothing that comes back wakes anybody
             if state.over:
                 return False
             began, was_idle = state.clock(), state.core.is_idle

@@ -16,7 +16,7 @@ from concurrent.futures import wait
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llm_engine import CompletionOutput, EngineDeadError, FinishReason, RequestFailedError
+from llm_engine import CompletionOutput, EngineDeadError, FinishReason, RequestFailedError, RequestShedError
 from llm_engine.core.errors import QueueFullError
 from llm_engine.core.request import Request, RequestId
 from llm_engine.core.step import StepPlan, StepResult
@@ -115,6 +115,20 @@ def test_while_the_stages_are_away_the_engine_says_so_and_is_alive(caplog: pytes
     assert [level for level, _ in said] == ["WARNING", "INFO"]
     assert "the stage was killed" in said[0][1]
     assert "back after" in said[1][1]
+
+
+def test_a_deadline_that_passes_while_the_stages_are_away_is_told_at_once() -> None:
+    scene = Scene(2, scheduler="deadline")
+    with scene.llm as llm:
+        scene.die()
+        future = llm.submit([1, 2, 3], greedy(4), deadline_ms=50)
+        error = future.exception(SECONDS)
+        assert isinstance(error, RequestShedError)
+        assert "deadline_ms 50 passed while it waited" in str(error)
+        assert not llm.is_ready, "the stages are still away"
+        scene.come_back()
+        scene.check_answers()
+        scene.check_idle()
 
 
 def test_a_stream_sees_a_pause_and_nothing_else() -> None:
