@@ -15,6 +15,7 @@ from typing import Any
 from ..core.config import SchedulerConfig
 from ..core.errors import ConfigError
 from ..core.version import __version__
+from ..metrics.step_trace import check_writable
 from ..schedulers.registry import PRESETS, default_preset, find_scheduler
 from .scheduler_cost import MIXES, PARTS, WARM_UP_STEPS, WATCHED_STEPS, HostLoad, NoSuchLoad, measure
 from .scheduler_peer import VllmPeer
@@ -27,11 +28,13 @@ WIDTH = 190
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
+    if args.json is not None:
+        check_writable(args.json, "json")
     report = measure_all(
-        _names(args.scheduler) if args.scheduler else distinct_presets(),
-        _counts("running", args.running) if args.running else RUNNING,
-        _counts("waiting", args.waiting) if args.waiting else WAITING,
-        _names(args.mix) if args.mix else MIXES,
+        distinct_presets() if args.scheduler is None else _names("scheduler", args.scheduler),
+        RUNNING if args.running is None else _counts("running", args.running),
+        WAITING if args.waiting is None else _counts("waiting", args.waiting),
+        MIXES if args.mix is None else _names("mix", args.mix),
         steps=args.steps,
         rounds=args.rounds,
         vllm=args.vllm,
@@ -99,13 +102,17 @@ def distinct_presets() -> list[str]:
     return list(seen.values())
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in (part.strip() for part in text.split(",")) if name]
+def _names(setting: str, text: str) -> list[str]:
+    names = [name for name in (part.strip() for part in text.split(",")) if name]
+    if not names:
+        raise ConfigError(setting, text, "one or more, with commas between them")
+    return names
 
 
 def _counts(name: str, text: str) -> list[int]:
+    parts = _names(name, text)
     try:
-        return [int(part) for part in _names(text)]
+        return [int(part) for part in parts]
     except ValueError as error:
         raise ConfigError(name, text, "whole numbers with commas between them") from error
 
