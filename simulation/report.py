@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.percentiles import nearest_rank
+from ..metrics.request_groups import ANONYMOUS
 from .contention import fairness
 from .run import Served, SimulationRun
 
@@ -67,7 +68,7 @@ def figures(run: SimulationRun, slo: Slo | None = None) -> dict[str, Any]:
         "finished_requests": len(run.e2es),
         "shed_requests": sum(served.shed for served in run.requests),
         "failed_requests": run.num_failed,
-        "tenants": _by_group(run, lambda served: served.tenant),
+        "tenants": _by_group(run, lambda served: ANONYMOUS if served.tenant is None else served.tenant),
         "priorities": _by_group(run, lambda served: str(served.priority)),
     }
 
@@ -93,20 +94,20 @@ def recomputed_tokens(run: SimulationRun) -> int:
     return max(computed - needed, 0)
 
 
-def _by_group(run: SimulationRun, key: Callable[[Served], str | None]) -> dict[str, Any]:
+def _by_group(run: SimulationRun, key: Callable[[Served], str]) -> dict[str, Any]:
     """Times to first token of each tenant or priority; nothing where all are alike."""
-    groups: dict[str | None, list[Served]] = {}
+    groups: dict[str, list[Served]] = {}
     for served in run.requests:
         groups.setdefault(key(served), []).append(served)
     if len(groups) < 2:
         return {}
     return {
-        str(name): {
+        name: {
             "requests": len(members),
             "finished": sum(served.finished for served in members),
             "ttft_s": spread([served.ttft for served in members if served.ttft is not None]),
         }
-        for name, members in sorted(groups.items(), key=lambda item: str(item[0]))
+        for name, members in sorted(groups.items())
     }
 
 

@@ -76,6 +76,12 @@ def test_tenants_and_priorities_have_times_of_their_own() -> None:
     assert found["priorities"]["3"]["finished"] == 1
 
 
+def test_who_has_no_tenant_is_not_one_called_none() -> None:
+    arrivals = [Arrival(float(index), prompt(index, 4), 2, tenant=name) for index, name in enumerate((None, "None"))]
+    found = figures(simulator((1.0,)).run(arrivals))
+    assert {name: group["requests"] for name, group in found["tenants"].items()} == {"None": 1, "anonymous": 1}
+
+
 def test_without_a_pause_nothing_is_computed_once_more() -> None:
     shared = [Arrival(5.0 * index, prompt(index, 40, 32, 0), 2) for index in range(4)]
     run = simulator((1.0,)).run(shared)
