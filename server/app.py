@@ -62,7 +62,7 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
         params, prompts = completion_params(asked, llm.default_sampling), asked.prompts()
         shape = CompletionFormat(asked, vocabulary)
         sock = request.environ["gunicorn.socket"]
-        tenant = tenant_of(asked.user, request.headers.get("Authorization"))
+        tenant = tenant_of(asked.user, request.headers.get("Authorization"), config.tenant_from)
         return generations.answer(sock, asked, prompts, params, shape, names[0], {}, tenant)
 
     @app.post("/v1/chat/completions")
@@ -82,7 +82,7 @@ def make_app(llm: LLM, config: ServerConfig, is_draining: Callable[[], bool]) ->
         )
         shape = ChatFormat(asked, vocabulary)
         sock = request.environ["gunicorn.socket"]
-        tenant = tenant_of(asked.user, request.headers.get("Authorization"))
+        tenant = tenant_of(asked.user, request.headers.get("Authorization"), config.tenant_from)
         return generations.answer(sock, asked, [prompt], params, shape, names[0], spelled, tenant)
 
     @app.get("/v1/models")

@@ -25,6 +25,12 @@ class ServerConfig:
     max_body_mb: int = option(16, "largest request body in MB; larger ones get 413")
     keep_alive: int = option(15, "seconds an idle connection stays open")
     shutdown_timeout: int = option(60, "seconds running answers may take after SIGTERM")
+    tenant_from: str = option(
+        "key",
+        "whose a request is: key, a digest of its API key, and its user field only where it brings none; user, the "
+        "other way round",
+        choices=("key", "user"),
+    )
     access_log: bool = option(False, "log a line per HTTP request")
     log_level: str = option("info", "what the server logs", choices=("debug", "info", "warning", "error"))
 

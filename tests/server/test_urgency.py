@@ -91,7 +91,9 @@ def test_a_real_server_and_client(tmp_path: Path) -> None:
     [
         (None, None, None),
         ("anna", None, "anna"),
-        ("anna", f"Bearer {KEY}", "anna"),
+        ("anna", f"Bearer {KEY}", DIGEST),
+        ("anna", "Basic YTpi", "anna"),
+        (DIGEST, None, f"user-{DIGEST}"),
         (None, f"Bearer {KEY}", DIGEST),
         (None, f"bearer   {KEY} ", DIGEST),
         (None, "Bearer", None),
@@ -100,8 +102,21 @@ def test_a_real_server_and_client(tmp_path: Path) -> None:
         (None, "", None),
     ],
 )
+def test_the_key_s_digest_or_else_the_user(user: str | None, authorization: str | None, tenant: str | None) -> None:
+    assert tenant_of(user, authorization, "key") == tenant
+
+
+@pytest.mark.parametrize(
+    ("user", "authorization", "tenant"),
+    [
+        (None, None, None),
+        ("anna", f"Bearer {KEY}", "anna"),
+        (None, f"Bearer {KEY}", DIGEST),
+        (DIGEST, f"Bearer {KEY}", f"user-{DIGEST}"),
+    ],
+)
 def test_the_user_or_else_the_key_s_digest(user: str | None, authorization: str | None, tenant: str | None) -> None:
-    assert tenant_of(user, authorization) == tenant
+    assert tenant_of(user, authorization, "user") == tenant
 
 
 SEEN: list[str | None] = []
@@ -123,5 +138,5 @@ def test_the_scheduler_sees_the_tenant_and_never_the_key() -> None:
         refused = post(llm, "/v1/chat/completions", {**CHAT, "user": "x" * 257})
         assert (refused.status_code, error(refused)["param"]) == (400, "user")
         assert error(refused)["message"].startswith("user is 'xxx")
-    assert SEEN == [None, "anna", DIGEST] * 2
+    assert SEEN == [None, DIGEST, DIGEST] * 2
     assert KEY not in json.dumps(SEEN)
