@@ -80,7 +80,7 @@ class _Filler:
             verdict = self.capacity.judge(step, request)
             if verdict is Verdict.STOP:
                 return
-            if verdict is Verdict.SKIP:
+            if verdict is not Verdict.ADMIT:
                 num_skipped += 1
                 if num_skipped > step.most_skipped:
                     return
