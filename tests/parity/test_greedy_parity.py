@@ -88,7 +88,9 @@ SETTINGS = {
     "4-stages": Setting({**stages(4), **SPREAD}, proof=_ahead),
     "3-stages-no-look-ahead": Setting({**stages(3), **SPREAD, "schedule_ahead": False}),
     "1-queue-on-2-stages": Setting({**stages(2), "num_queues": 1}),
-    "4-queues-on-2-stages": Setting({**stages(2), "num_queues": 4, **SPREAD}, proof=_both(_all_queues, _ahead)),
+    "4-queues-on-2-stages": Setting(
+        {**stages(2), "num_queues": 4, "scheduler": "greedy", **SPREAD}, proof=_both(_all_queues, _ahead)
+    ),
     "balanced-3-stages": Setting({**stages(3), "scheduler": "balanced"}, proof=_ahead),
     "everything": Setting({**CHUNKS, **SCARCE, **stages(3)}, twice=True, proof=_paused),
 }
