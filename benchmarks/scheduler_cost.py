@@ -26,7 +26,7 @@ from llm_engine.cli.scheduler_cost import PARTS
 
 NAME = "scheduler_cost"
 OURS = "greedy"
-BESIDE = ("--scheduler", OURS, "--running", "16,256,1024,4096", "--waiting", "0,1000")
+BESIDE = ("--scheduler", OURS, "--running", "16,256,1024", "--waiting", "0,1000")
 EACH = ("--running", "256", "--waiting", "0,1000,10000")
 QUICK = ("--running", "16", "--waiting", "0,20")
 TIMEOUT = 1800.0
