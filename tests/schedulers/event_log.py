@@ -19,7 +19,7 @@ SHAPE = {
 }  # fmt: skip
 
 
-def event_log(seed: int, length: int = 80) -> list[Any]:
+def event_log(seed: int, length: int = 40) -> list[Any]:
     """Actions as ``lives.live`` takes them."""
     rng = random.Random(seed)
     log: list[Any] = []
