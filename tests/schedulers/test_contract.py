@@ -43,7 +43,7 @@ def check_all(driver: ContractDriver, aborted: set[int]) -> None:
 
 
 @every_triple
-@quick_and_slow(4, 60)
+@quick_and_slow(2, 60)
 def test_any_life_ends_right(triple: Triple, examples: int) -> None:
     def check(shape: dict[str, Any], todo: list[Any]) -> None:
         driver = make_driver(triple, **shape)
@@ -53,7 +53,7 @@ def test_any_life_ends_right(triple: Triple, examples: int) -> None:
 
 
 @every_triple
-@quick_and_slow(3, 40)
+@quick_and_slow(2, 40)
 def test_any_life_with_stages_that_die_ends_right(triple: Triple, examples: int) -> None:
     def check(shape: dict[str, Any], todo: list[Any]) -> None:
         driver = make_driver(triple, **shape)
@@ -63,7 +63,7 @@ def test_any_life_with_stages_that_die_ends_right(triple: Triple, examples: int)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS.names())
-@quick_and_slow(4, 60)
+@quick_and_slow(2, 60)
 def test_any_life_under_a_registered_scheduler_ends_right(name: str, examples: int) -> None:
     def check(shape: dict[str, Any], todo: list[Any]) -> None:
         driver = make_driver(name, **shape)
@@ -73,7 +73,7 @@ def test_any_life_under_a_registered_scheduler_ends_right(name: str, examples: i
 
 
 @every_triple
-@quick_and_slow(3, 40)
+@quick_and_slow(2, 40)
 def test_everybody_who_fits_alone_is_served_from_a_tight_pool(triple: Triple, examples: int) -> None:
     """The pool holds the largest request alone and no more, so the others must take turns."""
 
