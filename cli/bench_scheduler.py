@@ -19,6 +19,7 @@ from ..metrics.step_trace import check_writable
 from ..schedulers.registry import PRESETS, default_preset, find_scheduler
 from .scheduler_cost import MIXES, PARTS, WARM_UP_STEPS, WATCHED_STEPS, HostLoad, NoSuchLoad, measure
 from .scheduler_peer import VllmPeer
+from .tables import new_table
 
 RUNNING = (16, 256, 1024, 4096)
 WAITING = (0, 1000, 10_000)
@@ -136,22 +137,15 @@ def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     rows, console = report["rows"], Console(highlight=False)
     console.width = max(console.width, WIDTH)
     beside = any("vllm" in row for row in rows)
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption="microseconds a step; shares of it", caption_justify="left"
-    )
-    table.add_column("scheduler", no_wrap=True)
-    for title in ("running", "waiting", "mix", "p50", "p99", "best", "schedule", "update", *PARTS):
-        table.add_column(title, justify="right", no_wrap=True)
+    columns = ["scheduler", "running", "waiting", "mix", "p50", "p99", "best", "schedule", "update", *PARTS]
     if beside:
-        table.add_column("vLLM p50", justify="right", no_wrap=True)
-        table.add_column("vLLM / ours", justify="right", no_wrap=True)
+        columns += ["vLLM p50", "vLLM / ours"]
+    table = new_table(*columns, caption="microseconds a step; shares of it", caption_justify="left")
     for row in rows:
         cells = [row["scheduler"], str(row["running"]), str(row["waiting"]), row["mix"]]
         cells += [f"{row[key]:,.0f}" for key in ("p50_us", "p99_us", "best_us", "schedule_us", "update_us")]

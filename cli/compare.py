@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import EngineConfig
 from ..core.errors import ConfigError
 from ..simulation.config import SimulationConfig
+from .tables import new_table
 
 if TYPE_CHECKING:
     from ..simulation.comparison import Compared
@@ -75,27 +76,18 @@ def _title(one: Compared) -> str:
 
 
 def _print(found: Sequence[Compared], title: str) -> None:
-    from rich import box
     from rich.console import Console, Group
-    from rich.table import Table
-
-    def table(*columns: str) -> Table:
-        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        made.add_column(columns[0], no_wrap=True)
-        for column in columns[1:]:
-            made.add_column(column, justify="right", no_wrap=True)
-        return made
 
     parts: list[Any] = [title]
     for columns in (SPEED, SHARING):
-        made = table("scheduler", *(name for name, _ in columns))
+        made = new_table("scheduler", *(name for name, _ in columns))
         for one in found:
             made.add_row(one.name, *(text(one.figures) for _, text in columns))
         parts.append(made)
     for key in ("tenants", "priorities"):
         if found[0].figures[key]:
             groups = list(group_columns(found, key))
-            made = table("TTFT, p50 / p99", *(name for name, _ in groups))
+            made = new_table("TTFT, p50 / p99", *(name for name, _ in groups))
             for index, one in enumerate(found):
                 made.add_row(one.name, *(cells[index] for _, cells in groups))
             parts.append(made)

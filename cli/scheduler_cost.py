@@ -1,8 +1,9 @@
 """The books of an engine driven without stages, to see what deciding and book-keeping cost the host.
 
 Requests are like those of a service: prompts of about 512 tokens whose lengths spread over a block, the first 64 shared
-within a tenant; answers end in turn. Nothing is timed but ``EngineCore.schedule`` and ``EngineCore.retire``: in an
-engine the callers' threads make requests and hash prompts, and the stages compute.
+within a tenant; answers end in turn. Nothing is timed but ``EngineCore.schedule``, ``EngineCore.retire`` and the making
+of deltas, which is outside the lock but belongs to it as outputs belong to other schedulers' updates: in an engine the
+callers' threads make requests and hash prompts, and the stages compute.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ..core.request import BlockHash, Request, RequestId
 from ..core.sampling_params import SamplingParams
 from ..core.step import StepPlan, StepResult
 from ..engine.assembly import make_core
+from ..engine.retirement import Retired
+from ..engine.threads.reporting import deltas_of
 from ..kvcache.block_hash import hash_blocks
 
 BLOCK_SIZE = 16
@@ -47,7 +50,7 @@ _TOKEN, _END = 7, 2
 _SECONDS_PER_STEP = 0.02
 _FOREVER = 1e9
 
-PARTS = ("decide", "ordering", "capacity", "check", "book", "retire", "update")
+PARTS = ("decide", "ordering", "capacity", "check", "book", "retire", "update", "deltas")
 
 
 class NoSuchLoad(Exception):
@@ -56,7 +59,8 @@ class NoSuchLoad(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """Nanoseconds of one step: of every call of ``schedule`` until it had nothing more, and of ``retire``."""
+    """Nanoseconds of one step: of every call of ``schedule`` until it had nothing more, and of ``retire`` with the
+    deltas that are made of it."""
 
     schedule: int
     update: int
@@ -164,11 +168,16 @@ class HostLoad:
         result = self._results.popleft()
         began = clock()
         retired = core.retire(result, self._now)
+        assert retired is not None
+        self._make_deltas(retired, result)
         updating = clock() - began
-        assert retired is not None and not retired.failed, "a request of the benchmark failed"
+        assert not retired.failed, "a request of the benchmark failed"
         for _ in retired.finished:
             self._arrive(self._answer, priority=1)
         return StepTimes(scheduling, updating)
+
+    def _make_deltas(self, retired: Retired, result: StepResult) -> None:
+        deltas_of(retired, result, self._now)
 
     def _result_of(self, plan: StepPlan) -> StepResult:
         busy = [(self._now, self._now + _SECONDS_PER_STEP)]
@@ -234,6 +243,7 @@ class Stopwatch:
             (core, "_book", "book"),
             (core, "retire", "retire"),
             (scheduler, "update", "update"),
+            (load, "_make_deltas", "deltas"),
         ]
         self._stack: list[str] = []
         self._last = 0

@@ -15,6 +15,7 @@ from ..core.config import CacheConfig, EngineConfig, SchedulerConfig
 from ..core.errors import CapacityError
 from ..simulation.config import LOAD_SETTINGS, SimulationConfig
 from .settings import ENGINE_SETTINGS, SIMULATION_SETTINGS, resolve
+from .tables import new_table
 
 if TYPE_CHECKING:
     from ..simulation.run import SimulationRun
@@ -178,21 +179,12 @@ def _scheduler(setup: Setup) -> str:
 
 
 def _print(setup: Setup, report: dict[str, Any], failure: str | None) -> None:
-    from rich import box
     from rich.console import Console, Group
-    from rich.table import Table
 
-    def table(*columns: str) -> Table:
-        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        made.add_column(columns[0], no_wrap=True)
-        for column in columns[1:]:
-            made.add_column(column, justify="right", no_wrap=True)
-        return made
-
-    whole = table("", "")
+    whole = new_table("", "")
     for name, text in _rows(setup, report):
         whole.add_row(name, text)
-    latencies = table("seconds", "mean", "p50", "p90", "p99")
+    latencies = new_table("seconds", "mean", "p50", "p90", "p99")
     for name, key in (("time to first token", "ttft_s"), ("inter-token", "itl_s"), ("end to end", "e2e_s")):
         latencies.add_row(name, *(f"{report[key][column]:.4g}" for column in ("mean", "p50", "p90", "p99")))
     parts: list[Any] = [_title(setup), latencies, whole]

@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..core.trace import StepStats
 from ..metrics.pipeline_report import PipelineReport, Spread, report
 from ..metrics.step_trace import TraceFile, read_trace
+from .tables import new_table
 
 NARROWEST = 100
 """Columns that the tables need at most."""
@@ -105,14 +106,7 @@ def _print(trace: TraceFile, found: PipelineReport) -> None:
 
 
 def _table(title: str, *columns: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(columns[0], no_wrap=True)
-    for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+    return new_table(*columns, title=title, title_justify="left")
 
 
 def _stages(found: PipelineReport) -> Any:

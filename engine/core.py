@@ -22,7 +22,7 @@ from ..kvcache.block_hash import extra_key, hash_blocks
 from ..kvcache.kv_cache_manager import KVCacheManager
 from ..kvcache.resources import ResourceError, ResourceFailure, ResourceManager, SequenceSlots
 from ..kvcache.view import KVView
-from ..schedulers.base import Ordering, Scheduler
+from ..schedulers.base import Scheduler
 from ..schedulers.limits import Limits
 from .booking import book, carry_out_moves
 from .delta import Delta
@@ -162,21 +162,14 @@ class EngineCore:
         return None
 
     def _shed_in_outage(self, now: float) -> None:
-        """Deadlines pass while the stages start again, too. Only an ordering can be asked for nothing else; where a
-        whole scheduler has none, its waiting are shed when the stages are back."""
-        ordering = getattr(self.scheduler, "ordering", None)
-        if not isinstance(ordering, Ordering) or self._scheduler_error is not None:
-            return
-        try:
-            late = [(request.request_id, reason) for request, reason in ordering.shed(now)]
-        except (Exception, SystemExit) as error:
-            raise SchedulerError(f"scheduler {self.scheduler_name} raised {error!r}") from error
-        if not late:
-            return
-        ids, reasons = zip(*late, strict=True)
-        plan = take_in(StepPlan(queue=0, shed_ids=list(ids), shed_reasons=list(reasons)), self.scheduler_name)
-        self._check(plan)
-        self._shed(plan, now)
+        """Deadlines pass while the stages start again, too. Where a scheduler of somebody else's cannot be asked for
+        this alone, its waiting are shed when the stages are back."""
+        shed = getattr(self.scheduler, "shed", None)
+        plan = None if shed is None or self._scheduler_error is not None else self._ask(shed, now)
+        if plan is not None:
+            plan = take_in(plan, self.scheduler_name)
+            self._check(plan)
+            self._shed(plan, now)
 
     def _shed(self, plan: StepPlan, now: float) -> None:
         for request_id, reason in zip(plan.shed_ids, plan.shed_reasons, strict=True):
@@ -186,8 +179,11 @@ class EngineCore:
         if self._scheduler_error is not None:
             raise self._scheduler_error
         self.resources.begin_pass()
+        return self._ask(self.scheduler.schedule, now, self.table, self.view)
+
+    def _ask(self, ask: Callable[..., StepPlan | None], *what: Any) -> StepPlan | None:
         try:
-            return self.scheduler.schedule(now, self.table, self.view)
+            return ask(*what)
         except ResourceError:
             raise
         except (Exception, SystemExit) as error:

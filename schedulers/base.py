@@ -216,14 +216,22 @@ class Scheduler:
 
         A plan without rows only pauses, sheds, or moves decodes to other queues; the engine then asks again.
         """
-        if shed := list(self.ordering.shed(now)):
-            requests, reasons = zip(*shed, strict=True)
-            return StepPlan(queue=0, shed_ids=[request.request_id for request in requests], shed_reasons=list(reasons))
+        if (plan := self.shed(now)) is not None:
+            return plan
         for queue in self.micro_batch.visit(table):
             plan = self._plan_for(queue, now, table, kv)
             if plan is not None:
                 return plan
         return None
+
+    def shed(self, now: float) -> StepPlan | None:
+        """A plan that only ends waiting requests unserved, where there are any to be. The engine asks for it by itself
+        while no stage is up."""
+        shed = list(self.ordering.shed(now))
+        if not shed:
+            return None
+        ids, reasons = [request.request_id for request, _ in shed], [reason for _, reason in shed]
+        return StepPlan(queue=0, shed_ids=ids, shed_reasons=reasons)
 
     def update(self, plan: StepPlan, finished_ids: Iterable[int]) -> None:
         """A plan came back and these of its requests ended."""

@@ -24,13 +24,12 @@ class StaticBatch(GuaranteedNoEvict):
 
     def __init__(self) -> None:
         super().__init__(GuaranteedNoEvictOptions(defer_duplicates=False))
-        self._members: dict[int, None] = {}
         self._chosen: dict[int, RequestView] = {}
         """Who is still to start."""
 
     def make_way(self, step: SchedulingPass, waiting: Ordering) -> None:
         """Chooses a batch where there is none."""
-        if self._members or self._chosen:
+        if step.table.num_resident or self._chosen:
             return
         room, seats = self.room(step), step.seats_left
         for request in waiting.visit(step):
@@ -50,12 +49,10 @@ class StaticBatch(GuaranteedNoEvict):
     def started(self, request: RequestView) -> None:
         super().started(request)
         self._chosen.pop(request.request_id, None)
-        self._members[request.request_id] = None
 
     def ended(self, request_id: int) -> None:
         super().ended(request_id)
         self._chosen.pop(request_id, None)
-        self._members.pop(request_id, None)
 
     def judge(self, step: SchedulingPass, request: RequestView) -> Verdict:
         if not self._chosen:

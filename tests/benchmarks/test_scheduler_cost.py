@@ -34,7 +34,7 @@ def test_ratios_are_of_rounds_with_their_range() -> None:
     assert header[-2:] == ["vLLM p50", "vLLM / ours"]
     assert rows[0] == ["decode", "256", "0", "110", "220", "82", "28", "3,000", "27.0 (25.0..30.0)"]
     assert rows[1][-2:] == ["-", "-"]
-    assert scheduler_cost.parts_table(found)[1] == [["decode", "256", *["14"] * len(PARTS)]]
+    assert scheduler_cost.parts_table(found)[1] == [["decode", "256", *[f"{100 / len(PARTS):.0f}"] * len(PARTS)]]
 
 
 def test_each_preset_is_set_against_itself_with_nobody_waiting() -> None:
