@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = page(verdicts)
     print(text)
     if args.json:
-        args.json.write_text(json.dumps({"cells": kept}, indent=1) + "\n", encoding="utf-8")
+        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in kept.items())
+        args.json.write_text(f'{{"cells": {{\n{lines}\n}}}}\n', encoding="utf-8")  # a line for each cell
     if args.markdown:
         args.markdown.write_text(text, encoding="utf-8")
     return 0 if holds(verdicts) else 1

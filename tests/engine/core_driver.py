@@ -224,6 +224,23 @@ class CoreDriver:
         self.check()
         return plan
 
+    def carry_out(self, action: Any, aborted: set[int]) -> None:
+        """One of the actions that random lives share, else nothing; who is aborted before its end is noted."""
+        match action:
+            case ("schedule", count):
+                for _ in range(count):
+                    self.schedule()
+            case ("retire", count):
+                for _ in range(min(count, len(self.results))):
+                    self.retire()
+            case ("abort", index) if index < len(self.requests):
+                if not self.outcomes[index].ends:
+                    aborted.add(index)
+                self.abort(index)
+            case ("fail", count, stage):
+                self.fail_next += count
+                self.failing_stage = stage
+
     def retire(self) -> None:
         self.now += 1.0
         result = self.results.popleft()

@@ -90,19 +90,8 @@ def live(driver: CoreDriver, todo: list[Any]) -> set[int]:
         match action:
             case ("add", prompt, max_tokens, stop_ids, salt):
                 driver.add(prompt, max_tokens, stop_ids=stop_ids, salt=salt)
-            case ("schedule", count):
-                for _ in range(count):
-                    driver.schedule()
-            case ("retire", count):
-                for _ in range(min(count, len(driver.results))):
-                    driver.retire()
-            case ("abort", index) if index < len(driver.requests):
-                if not driver.outcomes[index].ends:
-                    aborted.add(index)
-                driver.abort(index)
-            case ("fail", count, stage):
-                driver.fail_next += count
-                driver.failing_stage = stage
+            case _:
+                driver.carry_out(action, aborted)
     driver.fail_next = 0
     driver.run()
     return aborted

@@ -80,23 +80,12 @@ def live(driver: ContractDriver, todo: list[Any]) -> set[int]:
         match action:
             case ("add", prompt, max_tokens, wish):
                 arrive(driver, prompt, max_tokens, wish)
-            case ("schedule", count):
-                for _ in range(count):
-                    driver.schedule()
-            case ("retire", count):
-                for _ in range(min(count, len(driver.results))):
-                    driver.retire()
-            case ("abort", index) if index < len(driver.requests):
-                if not driver.outcomes[index].ends:
-                    aborted.add(index)
-                driver.abort(index)
-            case ("fail", count, stage):
-                driver.fail_next += count
-                driver.failing_stage = stage
             case ("die",) if driver.stages:
                 driver.die()
             case ("come back",) if not driver.stages:
                 driver.come_back()
+            case _:
+                driver.carry_out(action, aborted)
     driver.fail_next = 0
     driver.run()
     return aborted
