@@ -33,14 +33,12 @@ class DecodeQueue:
         self.block_size = block_size
         self.in_flight = 0
         """Plans pushed for this queue that have not come back."""
-        self.num_joining = 0
-        """Prompts whose last chunk these plans carry, so that they join the queue when it comes back."""
         self.generation = 0
         """Rises whenever rows are added or removed, so that a result knows whether its rows still stand."""
         self.last_pushed = -1
         """Step of the last push; the queue idle for longest goes first."""
-        self.last_decoded: int | None = None
-        """Step of the last push that carried rows of it, until that comes back: what it samples is not known yet."""
+        self.last_sampled: int | None = None
+        """Step of the last push that samples a token of a row, until that comes back and the token is known."""
         self.ids = array("q")
         self.slots = array("i")
         self.requests: list[Request] = []
@@ -102,10 +100,10 @@ class DecodeQueue:
         """Ids whose limit is reached by the tokens that the pushes so far sample: they are not to be pushed again."""
         return list(self._length_wheel.get(self._clock, ()))
 
-    def add(self, request: Request) -> None:
-        """Append a row whose last known token is not computed yet."""
-        request_id, position = request.request_id, request.num_tokens - 1
-        base = position - self._clock
+    def add(self, request: Request, position: int) -> None:
+        """Append a row that computes this position next: of its last known token or, where that is in flight, of the
+        one after it."""
+        request_id, base = request.request_id, position - self._clock
         self._row_of[request_id] = len(self.ids)
         self.ids.append(request_id)
         assert request.slot is not None

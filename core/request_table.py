@@ -33,16 +33,12 @@ class RequestTable:
         """Decodes in all queues."""
         self.num_idle_decodes = 0
         """Decodes in idle queues."""
-        self.num_joining = 0
-        """Requests whose last chunk is in flight."""
         self.num_in_flight = 0
         """Plans that were pushed and have not come back."""
         self.num_tokens_in_flight = 0
         """Tokens of the plans that were pushed and have not come back."""
         self.prefilling: dict[int, Request] = {}
-        """Residents that still compute known tokens, in the order they were admitted."""
-        self.unfilled: dict[int, Request] = {}
-        """Those of them with tokens that no plan carries yet, in the same order."""
+        """Residents with known tokens that no plan carries yet, in the order they were admitted."""
         self.stop_ids: Counter[int] = Counter()
         """How many of the living each id would end: one set test tells that a step stopped nobody."""
 
@@ -107,31 +103,26 @@ class RequestTable:
         """It becomes a resident whose first ``num_computed`` tokens are in the cache, not all of them."""
         request.move_to(RequestState.PREFILLING)
         request.num_computed_tokens = num_computed
-        self.prefilling[request.request_id] = self.unfilled[request.request_id] = request
-
-    def fill_to(self, request: Request, position: int) -> None:
-        """A plan carries its tokens up to this position."""
-        request.num_computed_tokens = position
-        if position == request.num_tokens:
-            del self.unfilled[request.request_id]
+        self.prefilling[request.request_id] = request
 
     def start_decode(self, request: Request, queue: int) -> None:
+        """A plan of this queue carries the last of its known tokens: the next one, which that samples, is a row of the
+        queue's next plan, be it made ahead or not."""
         del self.prefilling[request.request_id]
-        self.unfilled.pop(request.request_id, None)
         request.move_to(RequestState.DECODING)
         request.queue = queue
-        self._join(request, self.queues[queue])
+        self._join(request, self.queues[queue], request.num_tokens)
 
     def move(self, request: Request, queue: int) -> None:
         """Take a decode, all of whose tokens are known, from its queue to another."""
         assert request.queue is not None
         self._part(request, self.queues[request.queue])
         request.queue = queue
-        self._join(request, self.queues[queue])
+        self._join(request, self.queues[queue], request.num_tokens - 1)
 
     def enter(self, plan: StepPlan) -> None:
         """A plan goes into flight."""
-        queue, joining = self.queues[plan.queue], sum(plan.chunk_samples)
+        queue = self.queues[plan.queue]
         if queue.idle:
             del self._idle[plan.queue]
             self.num_idle_decodes -= len(queue)
@@ -139,26 +130,22 @@ class RequestTable:
             del self._flying[plan.queue]
         self._flying[plan.queue] = None
         queue.in_flight += 1
-        queue.num_joining += joining
         queue.last_pushed = self._last_step = plan.step
-        if len(plan.decode_ids):
-            queue.last_decoded = plan.step
-        self.num_joining += joining
+        if plan.num_sampled:
+            queue.last_sampled = plan.step
         self.num_in_flight += 1
         self.num_tokens_in_flight += plan.num_tokens
 
     def come_back(self, plan: StepPlan) -> None:
         """A plan retires, or is lost with its stages."""
-        queue, joining = self.queues[plan.queue], sum(plan.chunk_samples)
+        queue = self.queues[plan.queue]
         queue.in_flight -= 1
-        if queue.last_decoded == plan.step:
-            queue.last_decoded = None
-        queue.num_joining -= joining
+        if queue.last_sampled == plan.step:
+            queue.last_sampled = None
         if queue.idle:
             del self._flying[plan.queue]
             self._idle[plan.queue] = None
             self.num_idle_decodes += len(queue)
-        self.num_joining -= joining
         self.num_in_flight -= 1
         self.num_tokens_in_flight -= plan.num_tokens
 
@@ -168,15 +155,14 @@ class RequestTable:
             self._part(request, self.queues[request.queue])
             request.queue = None
         self.prefilling.pop(request.request_id, None)
-        self.unfilled.pop(request.request_id, None)
         request.move_to(state)
         request.num_computed_tokens = 0
         if state is RequestState.FINISHED:
             del self.requests[request.request_id]
             self.stop_ids -= Counter(request.stop_ids)  # counts that reach zero go with it
 
-    def _join(self, request: Request, queue: DecodeQueue) -> None:
-        queue.add(request)
+    def _join(self, request: Request, queue: DecodeQueue, position: int) -> None:
+        queue.add(request, position)
         self.num_decoding += 1
         self.num_idle_decodes += queue.idle
 
@@ -193,11 +179,9 @@ class RequestTable:
         assert sorted(self._idle) == [queue.index for queue in self.queues if queue.idle]
         flying = sorted((queue for queue in self.queues if not queue.idle), key=lambda queue: queue.last_pushed)
         assert list(self._flying) == [queue.index for queue in flying]
-        rest = [r.request_id for r in self.prefilling.values() if r.num_computed_tokens < r.num_tokens]
-        assert list(self.unfilled) == rest
+        assert all(r.num_computed_tokens < r.num_tokens for r in self.prefilling.values())
         assert self.num_decoding == len(decoding)
         assert self.num_idle_decodes == sum(len(queue) for queue in self.queues if queue.idle)
-        assert self.num_joining == sum(queue.num_joining for queue in self.queues)
         assert self.num_in_flight == sum(queue.in_flight for queue in self.queues)
         _check_states(decoding, RequestState.DECODING)
         _check_states(self.prefilling.values(), RequestState.PREFILLING)

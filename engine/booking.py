@@ -46,9 +46,10 @@ def book(core: EngineCore, plan: StepPlan, now: float, most_found: Mapping[int, 
         assert request.slot is not None
         plan.chunk_slots.append(request.slot)
         plan.chunk_starts.append(start)
-        core.table.fill_to(request, start + num_tokens)
+        request.num_computed_tokens = start + num_tokens
         plan.chunk_samples.append(request.num_computed_tokens == request.num_tokens)
         if plan.chunk_samples[-1]:
+            core.table.start_decode(request, plan.queue)
             sampled.append(request)
         core.kv.publish(request_id, request.block_hashes, request.num_computed_tokens, plan.step)
     return sampled
@@ -72,11 +73,11 @@ def _book_decodes(core: EngineCore, plan: StepPlan) -> list[Request]:
             left_out = [request_id for request_id in queue.ids if request_id not in chosen]
     rows = queue.rows(left_out)
     plan.decode_ids, plan.decode_slots, plan.decode_positions, requests = rows
-    if queue.last_decoded is None:
+    if queue.last_sampled is None:
         plan.decode_tokens = [request.token_ids[-1] for request in requests]
     else:
         # Ahead of its tokens: where a row was not in that step its token is known, and the workers know it as well.
-        plan.feeds_from = queue.last_decoded
+        plan.feeds_from = queue.last_sampled
     due = [request_id for request_id in queue.due_for_block() if request_id not in left_out]
     needed = kv.blocks_to_advance(due)
     if needed > kv.num_free_blocks:

@@ -368,7 +368,6 @@ class EngineCore:
         for queue in self.table.queues:
             plans = [flight.plan for flight in self.in_flight if flight.plan.queue == queue.index]
             assert queue.in_flight == len(plans)
-            assert queue.num_joining == sum(sum(plan.chunk_samples) for plan in plans)
         assert self.table.num_tokens_in_flight == sum(flight.plan.num_tokens for flight in self.in_flight)
         for request in self.table.prefilling.values():
             steps = [flight.plan.step for flight in self.in_flight if request.request_id in flight.plan.chunk_ids]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..core.decode_queue import DecodeQueue
 from ..core.outputs import FinishReason
-from ..core.request import Request, RequestEvent, RequestState
+from ..core.request import Request, RequestEvent
 from ..core.request_table import RequestTable
 from ..core.step import StepPlan, StepResult
 from .delta import Delta
@@ -77,7 +77,7 @@ def check_result(result: StepResult, epoch: int, flight: InFlight | None) -> Non
 
 
 def advance(table: RequestTable, retired: Retired, tokens: list[int], now: float) -> None:
-    """Append the sampled tokens, move prompts that are done to their queue, and note in ``retired`` who got what and
+    """Append the sampled tokens, and note in ``retired`` who got what and
     whom it ends. ``tokens`` are in the order of ``plan.sampled_ids``. Under the state lock.
 
     A row whose request ended, or was paused, since the push is dropped.
@@ -85,18 +85,17 @@ def advance(table: RequestTable, retired: Retired, tokens: list[int], now: float
     flight = retired.flight
     queue, num_decodes = table.queues[flight.plan.queue], len(flight.plan.decode_ids)
     _advance_decodes(queue, retired, tokens[:num_decodes])
-    for request_id in flight.ending:
-        if request_id in queue:
-            retired.finished[request_id] = (FinishReason.LENGTH, None)
     for row in range(num_decodes, len(tokens)):
         request = flight.requests[row]
-        if _still_prefills(request, flight.plan):
-            _join(table, request, queue, tokens[row], now)
+        if _stands(request, flight.plan):
+            request.token_ids.append(tokens[row])
             retired.tell(request, tokens[row], row)
             if request.num_output_tokens == 1:
+                request.record(RequestEvent.FIRST_TOKEN, now)
                 retired.first_tokens.append(request)
-            if request.num_tokens >= request.max_total_tokens:
-                retired.finished[request.request_id] = (FinishReason.LENGTH, None)
+    for request_id in flight.ending:
+        if request_id in queue and _stands(table[request_id], flight.plan):
+            retired.finished[request_id] = (FinishReason.LENGTH, None)
     _check_stops(table, retired)
 
 
@@ -105,24 +104,18 @@ def _advance_decodes(queue: DecodeQueue, retired: Retired, tokens: list[int]) ->
     requests = flight.requests[: len(tokens)]
     if flight.generation != queue.generation:
         # Somebody came or left; mostly none of these, since who ends is not in the step made ahead of that.
-        queues = [request.queue for request in requests]
-        if queues.count(queue.index) < len(queues):
-            rows = [row for row in rows if queues[row] == queue.index]
+        kept = [row for row in rows if _stands(requests[row], flight.plan)]
+        if len(kept) < len(rows):
+            rows = kept
             requests, tokens = [requests[row] for row in rows], [tokens[row] for row in rows]
     for request, token in zip(requests, tokens, strict=True):
         request.token_ids.append(token)
     retired.requests, retired.tokens, retired.rows = requests, tokens, rows
 
 
-def _still_prefills(request: Request, plan: StepPlan) -> bool:
-    return request.state is RequestState.PREFILLING and request.start_step <= plan.step
-
-
-def _join(table: RequestTable, request: Request, queue: DecodeQueue, token: int, now: float) -> None:
-    request.token_ids.append(token)
-    if request.num_output_tokens == 1:
-        request.record(RequestEvent.FIRST_TOKEN, now)
-    table.start_decode(request, queue.index)
+def _stands(request: Request, plan: StepPlan) -> bool:
+    """Whether it is still the row that the plan carried: not gone, and not paused and started anew meanwhile."""
+    return request.queue == plan.queue and request.start_step <= plan.step
 
 
 def _check_stops(table: RequestTable, retired: Retired) -> None:

@@ -67,8 +67,8 @@ def take_decodes(step: SchedulingPass, ids: Sequence[int], capacity: Capacity) -
 def take_chunk(step: SchedulingPass, request: RequestView, capacity: Capacity) -> int:
     """Take the next chunk of a resident's prompt, as long as fits into ``step.tokens_left``; returns its tokens."""
     start, remaining = request.num_computed_tokens, request.num_tokens - request.num_computed_tokens
-    if not remaining or step.is_paused(request.request_id):
-        return 0  # its last chunk is in flight
+    if step.is_paused(request.request_id):
+        return 0
     size = step.chunk_size(start, remaining)
     if not size:
         return 0

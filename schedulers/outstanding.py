@@ -17,7 +17,7 @@ class Outstanding:
     """What is to be computed."""
 
     num_decodes: int
-    """Requests that decode, or will when their last chunk comes back: each is a token a revolution."""
+    """Requests that decode, or have their last chunk in flight: each is a token a revolution."""
     prompt_tokens: int
     """Of prompts in progress, and of those waiting that could be admitted now; behind their prefix hits."""
     num_prompts: int
@@ -52,11 +52,11 @@ def tokens_worth(room: float, start: int, history_price: float) -> int:
 def outstanding(step: SchedulingPass, waiting: Ordering, capacity: Capacity, history_price: float = 0.0) -> Outstanding:
     """Look at who decodes and prefills, and at the first of the waiting."""
     table, prompts = step.table, _Prompts(history_price)
-    for request in table.unfilled.values():
+    for request in table.prefilling.values():
         prompts.add(request.num_computed_tokens, request.num_tokens)
     crowded = bool(len(waiting)) and _add_admissible(prompts, step, waiting, capacity)
     return Outstanding(
-        num_decodes=table.num_decoding + table.num_joining,
+        num_decodes=table.num_decoding,
         prompt_tokens=prompts.tokens,
         num_prompts=prompts.count,
         mean_worth=prompts.worth / prompts.tokens if prompts.tokens else 1.0,

@@ -130,7 +130,7 @@ class SchedulingPass:
         if self._being_computed is None:
             unfilled = (
                 self.first_new_block(resident, resident.num_computed_tokens)
-                for resident in self.table.unfilled.values()
+                for resident in self.table.prefilling.values()
                 if not self.is_paused(resident.request_id)
             )
             admitted = (self.first_new_block(r, self.prefix(r).num_tokens) for r in self.admitted)
@@ -226,7 +226,7 @@ class SchedulingPass:
             planned = dict(zip(self.plan.chunk_ids, self.plan.chunk_tokens, strict=True))
             self._promised = sum(
                 self.promised_to(request, planned.get(request.request_id, 0))
-                for request in self.table.unfilled.values()
+                for request in self.table.prefilling.values()
                 if not self.is_paused(request.request_id)
             ) + sum(self._promise_to_admitted(request, planned[request.request_id]) for request in self.admitted)
         return self._promised

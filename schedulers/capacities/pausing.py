@@ -80,7 +80,7 @@ class Way:
         room = self._room(due)
         freed = step.kv.would_release([victim.request_id for victim in victims], step.prefix(newcomer))
         for count, victim in enumerate(victims, start=1):
-            if victim.request_id in step.table.unfilled:
+            if victim.request_id in step.table.prefilling:
                 room += step.promised_to(victim)
             elif victim.request_id in due:
                 room += step.kv.blocks_to_advance([victim.request_id])
@@ -104,7 +104,7 @@ class Way:
         gone = {request.request_id for request in without}.union(step.plan.paused_ids)
         decodes = len(step.queue) - sum(request_id in step.queue for request_id in gone)
         rows, tokens = step.rows_left - decodes, step.tokens_left - decodes * limits.tokens_per_decode
-        for request in (*step.table.unfilled.values(), *self._granted):
+        for request in (*step.table.prefilling.values(), *self._granted):
             if rows <= 0 or tokens <= 0:
                 return False
             if request.request_id not in gone:

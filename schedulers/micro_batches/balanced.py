@@ -87,9 +87,9 @@ class BalancedMicroBatch(MicroBatch):
     def _level(step: SchedulingPass, in_use: int, share: int) -> None:
         """Hand the queue's rows above its share to the shortest others, as many as fill them up to theirs."""
         spare = [i for i in step.queue.ids if not step.is_paused(i)][share:]
-        fair = -(-(step.table.num_decoding + step.table.num_joining) // in_use)
+        fair = -(-step.table.num_decoding // in_use)
         others = [q for q in step.table.queues if q.index < in_use and q.index != step.queue.index]
-        for other in sorted(others, key=lambda q: len(q) + q.num_joining):
-            room = max(0, fair - len(other) - other.num_joining)
+        for other in sorted(others, key=len):
+            room = max(0, fair - len(other))
             step.move(spare[:room], other.index)
             del spare[:room]

@@ -81,7 +81,7 @@ class Books:
         request = self._make(known, max_tokens, first, priority)
         self._hold(request, computed)
         self.table.start_prefill(request)
-        self.table.fill_to(request, computed)
+        request.num_computed_tokens = computed
         request.num_in_flight = in_flight
         return request
 
@@ -92,6 +92,15 @@ class Books:
         request = self._make(known, max_tokens, first, priority)
         self._hold(request, known - 1)
         self.table.start_prefill(request, known - 1)
+        self.table.start_decode(request, queue)
+        self.table.move(request, queue)  # its last chunk has come back, and a token with it
+        return request
+
+    def joining(self, known: int, *, queue: int = 0, first: int | None = None, max_tokens: int = 50) -> Request:
+        """A resident whose last chunk is in flight in this queue."""
+        request = self._make(known, max_tokens, first, 0)
+        self._hold(request, known)
+        self.table.start_prefill(request, known)
         self.table.start_decode(request, queue)
         return request
 
