@@ -65,7 +65,7 @@ class _Filler:
     def walk(self, waiting: Ordering) -> None:
         """Everybody in order, as long as there is room."""
         step = self.step
-        for request in step.table.unfilled.values():
+        for request in step.table.prefilling.values():
             start = request.num_computed_tokens
             if not self._offer(start):
                 return
@@ -103,7 +103,7 @@ class _Filler:
         step = self.step
         least = 0 if step.plan.num_rows else 1  # a token whose history costs too much, rather than nothing for ever
         offer = max(least, tokens_worth(self.room, start, self.price))
-        if offer < self.tokens and not len(step.plan.decode_ids):
+        if offer < self.tokens:
             # Time is no sharp bound where no decode waits for it: to the next unit or back to the last, as is nearer.
             nearest = (start + offer + self.unit // 2) // self.unit * self.unit - start
             offer = nearest if nearest > 0 else offer
