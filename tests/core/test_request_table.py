@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,15 @@ def decoding(
     table: RequestTable, number: int, num_tokens: int, limit: int, queue: int, stops: tuple[int, ...] = ()
 ) -> Request:
     """A request whose known tokens but the last are computed, put in a queue."""
+    request = joining(table, number, num_tokens, limit, queue, stops)
+    table.move(request, queue)  # as if its last chunk had come back with the last of these tokens
+    return request
+
+
+def joining(
+    table: RequestTable, number: int, num_tokens: int, limit: int, queue: int, stops: tuple[int, ...] = ()
+) -> Request:
+    """A request that joins a queue with its last chunk: what that samples is not known yet."""
     prompt = list(range(num_tokens))
     request = Request(RequestId(number), str(number), prompt, SamplingParams(), limit, 0.0, frozenset(stops))
     table.add(request)
@@ -28,30 +39,41 @@ def decoding(
     return request
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """The naive model of one decode."""
 
     request: Request
-    position: int
     limit: int
-    reached: bool = False
-    """Whether the last push samples its last token."""
+    unknown: int = 0
+    """Tokens of it that pushes in flight sample."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Its tokens, those in flight included."""
+        return self.request.num_tokens + self.unknown
+
+    @property
+    def position(self) -> int:
+        return self.num_sampled - 1
 
 
 class Model:
-    """A queue as anybody would write it, and the queue itself, told the same."""
+    """A queue as anybody would write it, and the queue itself, told the same. Two pushes are in flight at most."""
 
     def __init__(self, block_size: int) -> None:
         self.table = RequestTable(1, block_size)
         self.queue: DecodeQueue = self.table.queues[0]
         self.block_size = block_size
         self.rows: dict[int, Row] = {}
+        self.in_flight: deque[tuple[StepPlan, list[Row]]] = deque()
         self.next_id = 0
+        self.step = 0
 
     def add(self, num_tokens: int, more: int) -> None:
+        """One that comes from another queue: all its tokens are known."""
         request = decoding(self.table, self.next_id, num_tokens, num_tokens + more, 0)
-        self.rows[self.next_id] = Row(request, num_tokens - 1, num_tokens + more)
+        self.rows[self.next_id] = Row(request, num_tokens + more)
         self.next_id += 1
 
     def leave(self, index: int, state: RequestState) -> None:
@@ -59,20 +81,42 @@ class Model:
             request_id = list(self.rows)[index % len(self.rows)]
             self.table.leave(self.rows.pop(request_id).request, state)
 
-    def push(self, stalls: list[bool]) -> None:
-        """Push every row that does not stall, take in a token for each, and take the finished ones out."""
+    def push(self, stalls: list[bool], prompts: list[tuple[int, int]]) -> None:
+        """Push every row that neither stalls nor is ending, and the last chunks of these prompts."""
+        while len(self.in_flight) > 1:
+            self.take_result()
         stalls = (stalls or [False]) * len(self.queue)
-        chosen = [i for i, stall in zip(self.queue.ids, stalls, strict=False) if not stall]
-        stalled = [i for i in self.queue.ids if i not in chosen]
-        self.queue.advance(stalled)
-        for request_id in chosen:
-            row = self.rows[request_id]
-            row.position += 1
+        ending = self.queue.ending()
+        chosen = [i for i, stall in zip(self.queue.ids, stalls, strict=False) if not stall and i not in ending]
+        if chosen:
+            self.queue.advance([i for i in self.queue.ids if i not in chosen])
+        sampled = [self.rows[i] for i in chosen]
+        for num_tokens, more in prompts:
+            request = joining(self.table, self.next_id, num_tokens, num_tokens + more, 0)
+            self.rows[self.next_id] = Row(request, num_tokens + more)
+            sampled.append(self.rows[self.next_id])
+            self.next_id += 1
+        for row in sampled:
+            row.unknown += 1
+        self.step += 1
+        plan = StepPlan(0, decode_ids=chosen, chunk_samples=[True] * len(prompts), step=self.step)
+        self.table.enter(plan)
+        self.in_flight.append((plan, sampled))
+
+    def take_result(self) -> None:
+        """The oldest push comes back: its tokens are known, and who has its last one is finished."""
+        if not self.in_flight:
+            return
+        plan, sampled = self.in_flight.popleft()
+        self.table.come_back(plan)
+        for row in sampled:
+            row.unknown -= 1
+            request_id = row.request.request_id
+            if request_id not in self.rows:
+                continue
             row.request.token_ids.append(request_id % 50)
-            row.reached = row.request.num_tokens == row.limit
-        self.check()
-        for request_id in self.queue.ending():
-            self.table.leave(self.rows.pop(request_id).request, RequestState.FINISHED)
+            if row.request.num_tokens == row.limit:
+                self.table.leave(self.rows.pop(request_id).request, RequestState.FINISHED)
 
     def check(self) -> None:
         queue, rows = self.queue, self.rows
@@ -86,9 +130,14 @@ class Model:
             assert kept.requests == [rows[i].request for i in kept.ids]
         assert all(queue.position(i) == row.position for i, row in rows.items())
         assert sorted(queue.due_for_block()) == sorted(i for i, r in rows.items() if r.position % self.block_size == 0)
-        assert sorted(queue.ending()) == sorted(i for i, row in rows.items() if row.reached)
+        assert sorted(queue.ending()) == sorted(i for i, row in rows.items() if row.num_sampled == row.limit)
         assert [request.request_id for request in queue] == list(queue.ids)
         assert list(queue.slots) == list(queue.ids)
+        assert queue.last_sampled == max((plan.step for plan, sampled in self.in_flight if sampled), default=None)
+
+
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 12))
+stalls = st.one_of(st.just([]), st.lists(st.booleans(), min_size=1, max_size=8))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -96,27 +145,30 @@ class Model:
     st.sampled_from([1, 2, 4, 16]),
     st.lists(
         st.one_of(
-            st.tuples(st.just("add"), st.integers(1, 40), st.integers(1, 12)),
+            st.tuples(st.just("add"), sizes),
             st.tuples(st.just("pause"), st.integers(0, 50)),
             st.tuples(st.just("finish"), st.integers(0, 50)),
-            st.tuples(st.just("push"), st.just([])),
-            st.tuples(st.just("push"), st.lists(st.booleans(), min_size=1, max_size=8)),
+            st.tuples(st.just("push"), stalls, st.lists(sizes, max_size=2)),
+            st.tuples(st.just("push"), stalls, st.just([])),
+            st.tuples(st.just("result")),
         ),
         max_size=60,
     ),
 )
-def test_columns_agree_with_a_naive_model(block_size: int, actions: list[tuple[str, ...]]) -> None:
+def test_columns_agree_with_a_naive_model(block_size: int, actions: list[Any]) -> None:
     model = Model(block_size)
     for action in actions:
         match action:
-            case ("add", num_tokens, more):
-                model.add(int(num_tokens), int(more))
+            case ("add", (num_tokens, more)):
+                model.add(num_tokens, more)
             case ("pause", index):
-                model.leave(int(index), RequestState.PAUSED)
+                model.leave(index, RequestState.PAUSED)
             case ("finish", index):
-                model.leave(int(index), RequestState.FINISHED)
-            case ("push", stalls):
-                model.push(list(stalls))  # type: ignore[arg-type]
+                model.leave(index, RequestState.FINISHED)
+            case ("push", stalls, prompts):
+                model.push(stalls, prompts)
+            case ("result",):
+                model.take_result()
         model.check()
 
 
@@ -142,6 +194,32 @@ def test_a_row_is_ending_when_its_last_token_was_pushed() -> None:
     assert queue.ending() == []
     queue.advance([])
     assert queue.ending() == [1]
+
+
+def test_a_row_whose_last_chunk_is_in_flight_computes_the_token_that_it_samples_next() -> None:
+    table = RequestTable(1, 4)
+    for number, (num_tokens, limit) in enumerate([(3, 9), (4, 9), (5, 6), (8, 10)]):
+        joining(table, number, num_tokens, limit, 0)
+    queue = table.queues[0]
+    assert list(queue.rows().positions) == [3, 4, 5, 8]
+    assert queue.due_for_block() == [1, 3], "its prompt fills its blocks"
+    assert queue.ending() == [2], "it may have one token"
+    queue.advance([2])
+    assert sorted(queue.ending()) == [2, 3]
+
+
+def test_whom_a_plan_samples_decides_where_the_next_is_fed_from() -> None:
+    table = RequestTable(2, 4)
+    plans = [
+        StepPlan(0, step=1, chunk_samples=[False, True]),
+        StepPlan(0, step=2, chunk_samples=[False]),
+        StepPlan(1, step=3, decode_ids=[7]),
+    ]
+    for plan in plans:
+        table.enter(plan)
+    assert [queue.last_sampled for queue in table.queues] == [1, 3], "a chunk that ends no prompt samples nothing"
+    table.come_back(plans[0])
+    assert [queue.last_sampled for queue in table.queues] == [None, 3]
 
 
 def test_the_last_row_takes_the_place_of_one_that_leaves() -> None:
