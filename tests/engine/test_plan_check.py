@@ -13,15 +13,17 @@ from tests.schedulers.books import Books, Places
 
 
 def books() -> Books:
-    """Decodes: 0, 1 in queue 0, idle; 2 in queue 1, in flight. 3 has computed 4 of 10; 4 all, in flight; 5, 6 wait."""
-    made = Books(num_queues=2, max_num_seqs=6, max_micro_batch_seqs=3, max_num_batched_tokens=8, threshold=6)
+    """Decodes: 0, 1 in queue 0, idle; 2 in queue 1, in flight, and 4, whose last chunk is. 3 has computed 4 of 10;
+    7 has 6 of 10 in flight; 5, 6 wait."""
+    made = Books(num_queues=2, max_num_seqs=7, max_micro_batch_seqs=3, max_num_batched_tokens=8, threshold=6)
     made.decoding(6, queue=0)
     made.decoding(6, queue=0)
     made.decoding(6, queue=1)
     made.prefilling(10, 4)
-    made.prefilling(8, 8, in_flight=1)
+    made.joining(8, queue=1)
     made.waiting(5)
     made.waiting(9)
+    made.prefilling(10, 6, in_flight=1)
     made.in_flight(1)
     return made
 
@@ -44,6 +46,7 @@ def check(broken: StepPlan, over: Books | None = None) -> None:
         plan(decode_ids=[0], paused_ids=[1, 3]),
         plan(paused_ids=[0]),
         plan(queue=1, paused_ids=[3]),
+        plan(chunk_ids=[7], chunk_tokens=[4]),
     ],
 )
 def test_what_is_allowed_passes(good: StepPlan) -> None:
@@ -64,9 +67,11 @@ def test_what_is_allowed_passes(good: StepPlan) -> None:
         (plan(paused_ids=[99]), "pauses request 99, which holds no blocks"),
         (plan(paused_ids=[2]), "pauses request 2, which is in flight"),
         (plan(paused_ids=[4]), "pauses request 4, which is in flight"),
+        (plan(paused_ids=[7]), "pauses request 7, which is in flight"),
         (plan(decode_ids=[2]), "decodes request 2, which is not in queue 0"),
         (plan(decode_ids=[99]), "decodes request 99"),
         (plan(decode_ids=[3]), "decodes request 3"),
+        (plan(decode_ids=[4]), "decodes request 4, which is not in queue 0"),
         (plan(decode_ids=[0, 0]), "stands in it twice"),
         (plan(chunk_ids=[3, 3], chunk_tokens=[1, 1]), "stands in it twice"),
         (plan(decode_ids=[0], paused_ids=[0]), "stands in it twice"),
@@ -75,7 +80,8 @@ def test_what_is_allowed_passes(good: StepPlan) -> None:
         (plan(chunk_ids=[99], chunk_tokens=[1]), "a chunk of request 99"),
         (plan(chunk_ids=[3], chunk_tokens=[0]), "computes 0 tokens of request 3"),
         (plan(chunk_ids=[3], chunk_tokens=[-1]), "computes -1 tokens of request 3"),
-        (plan(chunk_ids=[4], chunk_tokens=[1]), "computes 1 tokens of request 4"),
+        (plan(chunk_ids=[4], chunk_tokens=[1]), "a chunk of request 4, which has none to compute"),
+        (plan(chunk_ids=[7], chunk_tokens=[5]), "computes 5 tokens of request 7"),
         (plan(chunk_ids=[5], chunk_tokens=[6]), "computes 6 tokens of request 5"),
         (plan(chunk_ids=[6], chunk_tokens=[7]), "long_prefill_token_threshold is 6"),
     ],
@@ -88,7 +94,7 @@ def test_what_is_not_allowed_is_refused_by_name(broken: StepPlan, rule: str) -> 
 def test_more_residents_than_seats() -> None:
     over = books()
     check(plan(chunk_ids=[5], chunk_tokens=[2]), over)
-    with pytest.raises(SchedulerError, match="more residents than max_num_seqs, 6"):
+    with pytest.raises(SchedulerError, match="more residents than max_num_seqs, 7"):
         check(plan(chunk_ids=[5, 6], chunk_tokens=[2, 2]), over)
     check(plan(chunk_ids=[5, 6], chunk_tokens=[2, 2], paused_ids=[0]), over)
 
@@ -109,7 +115,7 @@ def places(*managers: Places) -> Books:
     for _ in range(3):
         made.decoding(6)
     made.prefilling(10, 4)
-    made.prefilling(8, 8)
+    made.joining(8)
     made.waiting(5)
     made.waiting(9)
     return made

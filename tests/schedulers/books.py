@@ -97,17 +97,17 @@ class Books:
         return request
 
     def joining(self, known: int, *, queue: int = 0, first: int | None = None, max_tokens: int = 50) -> Request:
-        """A resident whose last chunk is in flight in this queue."""
+        """A resident whose last chunk a plan of this queue carries; ``in_flight`` pushes that."""
         request = self._make(known, max_tokens, first, 0)
         self._hold(request, known)
         self.table.start_prefill(request, known)
         self.table.start_decode(request, queue)
         return request
 
-    def in_flight(self, queue: int, *, joining: int = 0) -> StepPlan:
-        """A plan was pushed for this queue, with the last chunks of so many prompts."""
+    def in_flight(self, queue: int) -> StepPlan:
+        """A plan was pushed for this queue."""
         self._steps += 1
-        plan = StepPlan(queue=queue, step=self._steps, chunk_samples=[True] * joining)
+        plan = StepPlan(queue=queue, step=self._steps)
         self.table.enter(plan)
         return plan
 

@@ -94,11 +94,13 @@ def test_a_row_or_two_more_than_many_are_not_worth_a_move() -> None:
     assert (len(plan.decode_ids), plan.moved_ids) == (65, [])
 
 
-def test_prompts_that_will_join_a_queue_count_as_its_own() -> None:
+def test_prompts_that_join_a_queue_count_as_its_own() -> None:
     books = balanced()
     fill(books, 8, 0, 0, 0)
     for queue in (1, 2, 3):
-        books.in_flight(queue, joining=5)
+        for _ in range(5):
+            books.joining(6, queue=queue)
+        books.in_flight(queue)
     plan = books.plan()
     assert plan is not None
     assert plan.moved_ids in ([7], [6, 7], []), "the others have nearly their share"
@@ -312,7 +314,7 @@ def test_chunks_shrink_as_their_history_grows() -> None:
             books.scheduler.abort(0)
             books.hold(request, size)
         else:
-            books.table.fill_to(request, computed + size)
+            request.num_computed_tokens = computed + size
             books.kv.grow(0, computed + size)
         computed += size
     assert max(times) < 1.35 * min(times)

@@ -143,8 +143,18 @@ def test_a_cohort_larger_than_a_micro_batch_takes_turns(limit: dict[str, int]) -
 
 def test_a_prompt_whose_last_chunk_is_in_flight_is_left_alone() -> None:
     books = Books(num_queues=2)
-    books.prefilling(8, 8, in_flight=1)
+    books.joining(8, queue=1)
+    books.in_flight(1)
     assert books.plan() is None
+
+
+def test_the_first_decode_goes_ahead_of_the_last_chunks_token_unless_that_is_the_only_one() -> None:
+    books = Books(look_ahead=1)
+    books.joining(8)
+    books.joining(8, max_tokens=1)
+    books.joining(8, max_tokens=2)
+    books.in_flight(0)
+    assert rows(books.plan()) == ([0, 2], {})
 
 
 def test_the_next_chunk_may_follow_while_the_last_is_in_flight() -> None:
@@ -195,7 +205,7 @@ def test_where_nobody_is_left_to_pause_rows_without_a_block_sit_out() -> None:
     books.decoding(6, queue=0)
     capacity = books.scheduler.capacity
     capacity.make_room = lambda step, num_blocks: False  # type: ignore[method-assign]
-    books.prefilling(4, 4, in_flight=1)
+    books.joining(4, queue=1)
     books.in_flight(1)
     plan = books.plan()
     assert plan is not None

@@ -52,15 +52,16 @@ def test_who_shares_its_blocks_frees_none_and_the_next_must_go_too() -> None:
 
 
 def test_who_is_in_flight_or_in_the_plan_stays() -> None:
-    books = Books(num_queues=2, num_blocks=8)
+    books = Books(num_queues=2, num_blocks=10)
     for queue in (0, 0, 1):
         books.decoding(9, queue=queue)
     books.prefilling(9, 8, in_flight=1)
+    books.joining(8, queue=1)
     books.in_flight(1)
     step = books.a_pass()
     step.add_decodes([1], 0)
     assert not MaxUtilization().make_room(step, 5)
-    assert step.plan.paused_ids == [0], "1 is in the plan, 2 and 3 are in flight"
+    assert step.plan.paused_ids == [0], "1 is in the plan, 2, 3 and 4 are in flight"
 
 
 def test_the_one_that_asks_may_be_the_youngest() -> None:

@@ -23,11 +23,13 @@ def test_nothing_is_outstanding_in_empty_books() -> None:
     assert (found.num_tokens, found.num_decodes, found.num_prompts, found.crowded) == (0, 0, 0, False)
 
 
-def test_decodes_count_where_they_are_and_where_they_will_be() -> None:
+def test_decodes_count_and_so_do_those_whose_last_chunk_is_in_flight() -> None:
     made = books()
     for queue in (0, 0, 1):
         made.decoding(6, queue=queue)
-    made.in_flight(1, joining=4)
+    for _ in range(4):
+        made.joining(6, queue=1)
+    made.in_flight(1)
     found = look(made)
     assert (found.num_decodes, found.idle_decodes) == (7, 2)
 
@@ -35,7 +37,8 @@ def test_decodes_count_where_they_are_and_where_they_will_be() -> None:
 def test_prompts_count_by_what_is_left_of_them() -> None:
     made = books()
     made.prefilling(20, 8)
-    made.prefilling(8, 8, in_flight=1)
+    made.joining(8, queue=1)
+    made.in_flight(1)
     made.waiting(10)
     found = look(made)
     assert (found.prompt_tokens, found.num_prompts) == (22, 2)
