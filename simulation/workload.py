@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,28 +137,32 @@ def read_workload(path: str, max_len: int) -> list[Arrival]:
     ``output_len``; where wanted ``tenant``, ``priority``, ``deadline_ms``, and ``prefix`` with ``prefix_len``, a name
     for the first tokens that all prompts with it share.
 
-    Empty lines are passed over. Raises ``ConfigError`` naming the line at fault, and ``OSError``.
+    Empty lines are passed over. Raises ``ConfigError``, naming the line where one is at fault.
     """
     arrivals = []
     groups: dict[str, int] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                arrival = _arrival(json.loads(line), number, groups)
-                if arrival.num_tokens > max_len:
-                    raise ValueError(f"its {arrival.num_tokens} tokens exceed the context of {max_len}")
-            except ValueError as error:
-                allowed = f"objects with {', '.join(_LINE_KEYS)}; line {number}: {error}"
-                raise ConfigError("workload", path, allowed) from error
-            arrivals.append(arrival)
+    try:
+        # Bytes, so that what is no UTF-8 is found in its line.
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    arrivals.append(_read_line(path, number, line, groups, max_len))
+    except OSError as error:
+        raise ConfigError("workload", path, f"a file that can be read ({error.strerror})") from error
     if not arrivals:
         raise ConfigError("workload", path, "a file with at least one request")
     return sorted(arrivals, key=lambda arrival: arrival.at)
 
 
-def _arrival(values: Any, number: int, groups: dict[str, int]) -> Arrival:
+def _read_line(path: str, number: int, line: bytes, groups: dict[str, int], max_len: int) -> Arrival:
+    try:
+        return _arrival(json.loads(line.decode()), number, groups, max_len)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError("workload", path, f"objects with {', '.join(_LINE_KEYS)}; line {number}: {reason}") from error
+
+
+def _arrival(values: Any, number: int, groups: dict[str, int], max_len: int) -> Arrival:
     """Raises ``ValueError`` saying what is wrong. ``groups``: prefixes by name, as they come."""
     if not isinstance(values, dict):
         raise ValueError(f"a {type(values).__name__}, not an object")
@@ -165,8 +170,9 @@ def _arrival(values: Any, number: int, groups: dict[str, int]) -> Arrival:
     if unknown:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")
     at = values.get("arrival_s", 0.0)
-    if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < math.inf:
+    if not _is_number(at) or at < 0:
         raise ValueError(f"arrival_s is {at!r}, not seconds of 0 or more")
+    output_len = _length(values, "output_len")
     token_ids = values.get("prompt_token_ids")
     if (token_ids is None) == (values.get("input_len") is None):
         raise ValueError("either input_len or prompt_token_ids is needed")
@@ -174,19 +180,27 @@ def _arrival(values: Any, number: int, groups: dict[str, int]) -> Arrival:
         input_len, (prefix, group) = _length(values, "input_len"), _prefix(values, groups)
         if prefix >= input_len:
             raise ValueError(f"prefix_len is {prefix}, not below input_len, {input_len}")
+        _check_room(input_len, output_len, max_len)  # before there is a list of so many tokens
         token_ids = prompt(number, input_len, prefix, group)
     elif not isinstance(token_ids, list) or not token_ids or not all(_is_token(token) for token in token_ids):
         raise ValueError("prompt_token_ids is not a list of token ids")
     elif "prefix" in values or "prefix_len" in values:
         raise ValueError("a prefix goes with input_len; prompt_token_ids say what they share")
+    else:
+        _check_room(len(token_ids), output_len, max_len)
     return Arrival(
         float(at),
         token_ids,
-        _length(values, "output_len"),
+        output_len,
         tenant=_name(values, "tenant"),
         priority=_priority(values),
         deadline=_deadline(values),
     )
+
+
+def _check_room(input_len: int, output_len: int, max_len: int) -> None:
+    if input_len + output_len > max_len:
+        raise ValueError(f"its {input_len + output_len} tokens exceed the context of {max_len}")
 
 
 def _prefix(values: dict[str, Any], groups: dict[str, int]) -> tuple[int, int | None]:
@@ -224,9 +238,14 @@ def _deadline(values: dict[str, Any]) -> float | None:
     value = values.get("deadline_ms")
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if not _is_number(value) or value <= 0:
         raise ValueError(f"deadline_ms is {value!r}, not milliseconds above 0")
     return float(value) / 1000
+
+
+def _is_number(value: Any) -> bool:
+    """One that a float holds; whole numbers of hundreds of digits are none."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _is_token(value: Any) -> bool:

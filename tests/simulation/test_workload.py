@@ -64,7 +64,8 @@ def test_prompts_of_a_group_share_their_prefix_and_nothing_else() -> None:
 
 def lines(tmp_path: Path, *values: Any) -> str:
     path = tmp_path / "load.jsonl"
-    path.write_text("\n".join(value if isinstance(value, str) else json.dumps(value) for value in values))
+    spelled = [value if isinstance(value, str | bytes) else json.dumps(value) for value in values]
+    path.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in spelled))
     return str(path)
 
 
@@ -102,18 +103,27 @@ GOOD = {"input_len": 3, "output_len": 4}
         ({"prompt_token_ids": "abc", "output_len": 4}, "line 2: prompt_token_ids"),
         ({**GOOD, "arival_s": 1}, "line 2: unknown arival_s"),
         ({"input_len": 90, "output_len": 20}, "line 2: its 110 tokens exceed the context of 100"),
+        ({"prompt_token_ids": [1] * 90, "output_len": 20}, "line 2: its 110 tokens exceed the context of 100"),
+        ({"input_len": 10**12, "output_len": 1}, "line 2: its 1000000000001 tokens exceed the context of 100"),
+        ({**GOOD, "arrival_s": 10**400}, "line 2: arrival_s is 1000"),
+        ({**GOOD, "deadline_ms": 10**400}, "line 2: deadline_ms is 1000"),
+        ("[" * 100_000, "line 2: nested too deeply"),
+        (b'{"input_len": 3, "output_len": 4, "tenant": "\xff"}', "line 2: 'utf-8' codec can't decode byte 0xff"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, bad: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        read_workload(lines(tmp_path, GOOD, bad), 100)
+    path = lines(tmp_path, GOOD, bad)
+    with pytest.raises(ConfigError, match=said) as refused:
+        read_workload(path, 100)
+    assert str(refused.value).startswith(f"workload is {path!r}; allowed: objects with")
 
 
 def test_a_file_without_requests_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one request"):
         read_workload(lines(tmp_path, ""), 100)
-    with pytest.raises(FileNotFoundError):
-        read_workload(str(tmp_path / "none"), 100)
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(ConfigError, match="a file that can be read"):
+            read_workload(str(path), 100)
 
 
 @pytest.mark.parametrize(
