@@ -37,7 +37,10 @@ class InvalidParamsError(RequestError, ValueError):
 
     def __init__(self, field: str, value: Any, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except ValueError:  # a whole number of thousands of digits
+            shown = f"a {type(value).__name__} that cannot be shown"
         super().__init__(f"{field} is {shown if len(shown) <= 80 else shown[:77] + '...'}; allowed: {allowed}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,11 +11,14 @@ from .errors import InvalidParamsError
 
 MAX_LOGPROBS = 20
 _MAX_SEED = 2**64 - 1
+_MAX_TOP_K = 2**63 - 1
+"""Far above any vocabulary, where it is as good as off; only so that it is a number for whoever computes with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Names and meanings follow vLLM and OpenAI. Raises ``InvalidParamsError`` naming the field at fault.
+    """Names and meanings follow vLLM and OpenAI. Raises ``InvalidParamsError`` naming the field at fault. Whatever kind
+    of ``int``, ``float`` or ``str`` was given, the plain one is kept: nothing else travels to the stages.
 
     ``temperature`` below 1e-5 means greedy. ``max_tokens=None`` means the rest of the context. ``stop`` strings end
     the text before the match unless ``include_stop_str_in_output``; before ``min_tokens`` neither they nor stop ids end
@@ -48,22 +52,23 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in ("stop", "bad_words"):
             value = getattr(self, name)
-            words = (value,) if isinstance(value, str) else _sequence(name, value, str, "a string or a list of strings")
+            given = (value,) if isinstance(value, str) else value
+            words = _sequence(name, given, str, "a string or a list of strings")
             if "" in words:
                 raise InvalidParamsError(name, value, "strings that are not empty")
-            object.__setattr__(self, name, words)
+            object.__setattr__(self, name, tuple(map(str.__str__, words)))
         for name in ("stop_token_ids", "allowed_token_ids"):
             ids = _sequence(name, getattr(self, name), int, "a list of token ids")
             if any(i < 0 for i in ids):
                 raise InvalidParamsError(name, getattr(self, name), "token ids of 0 or more")
-            object.__setattr__(self, name, ids)
+            object.__setattr__(self, name, tuple(map(operator.index, ids)))
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
         if self.top_k == -1:  # vLLM's spelling of "off"
             object.__setattr__(self, "top_k", 0)
         _integer(self, "n", 1, 128)
         _integer(self, "max_tokens", 1, None, optional=True)
         _integer(self, "min_tokens", 0, self.max_tokens)
-        _integer(self, "top_k", 0, None)
+        _integer(self, "top_k", 0, _MAX_TOP_K)
         _integer(self, "seed", -(2**63), _MAX_SEED, optional=True)
         _integer(self, "logprobs", 0, MAX_LOGPROBS, optional=True)
         _integer(self, "prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
@@ -139,6 +144,7 @@ def _integer(params: SamplingParams, name: str, low: int, high: int | None, *, o
     allowed = f"a whole number of {low} or more" if high is None else f"a whole number from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         raise InvalidParamsError(name, value, allowed + (" or null" if optional else ""))
+    object.__setattr__(params, name, operator.index(value))
 
 
 def _number(params: SamplingParams, name: str, low: float, high: float, *, above: bool = False) -> None:

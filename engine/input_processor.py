@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 import time
@@ -64,16 +65,17 @@ class InputProcessor:
         adapter_id: str | None = None,
         cache_salt: str | None = None,
     ) -> list[Request]:
-        """One request per choice. Raises ``InvalidParamsError`` naming the field, its value and what is allowed."""
+        """One request per choice. Raises ``InvalidParamsError`` naming the field, its value and what is allowed.
+
+        What it lets through is plain data that any executor can send: whole numbers of 64 bits, valid Unicode.
+        """
         if not isinstance(params, SamplingParams):
             raise InvalidParamsError("sampling_params", params, "SamplingParams")
-        texts = {"request_id": request_id, "tenant": tenant, "adapter_id": adapter_id, "cache_salt": cache_salt}
-        for name, text in texts.items():
-            if text is not None and not isinstance(text, str):
-                raise InvalidParamsError(name, text, "a text")
+        request_id, adapter_id = _text("request_id", request_id), _text("adapter_id", adapter_id)
+        tenant, cache_salt = _text("tenant", tenant), _text("cache_salt", cache_salt)
         token_ids = self._token_ids(prompt)
         max_total = self._max_total_tokens(len(token_ids), params)
-        self._check_params(params)
+        self._check_params(params, max_total - len(token_ids))
         self._check_urgency(priority, deadline_ms)
         _check_tenant(tenant)
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
@@ -142,6 +144,7 @@ class InputProcessor:
             for token_id in token_ids:
                 if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab:
                     raise InvalidParamsError("prompt", token_id, f"a text, or token ids from 0 to {vocab - 1}")
+            token_ids = list(map(operator.index, token_ids))
         else:
             raise InvalidParamsError("prompt", prompt, "a text or a list of token ids")
         if not token_ids:
@@ -179,7 +182,9 @@ class InputProcessor:
             )
         return total
 
-    def _check_params(self, params: SamplingParams) -> None:
+    def _check_params(self, params: SamplingParams, room: int) -> None:
+        if params.min_tokens > room:  # max_tokens is not given, or it would have said so
+            raise InvalidParamsError("min_tokens", params.min_tokens, f"at most {room}: there is no room for more")
         vocab = self._model.vocab_size
         for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
             for token_id in getattr(params, name):
@@ -188,6 +193,7 @@ class InputProcessor:
         for name in ("stop", "bad_words"):
             if getattr(params, name) and self._tokenizer is None:
                 raise InvalidParamsError(name, getattr(params, name), "none: this engine has no tokenizer")
+        _encodable("stop", params.stop, lambda words: "".join(words).encode())
 
 
 def _is_number(value: Any, kind: Any) -> bool:
@@ -199,7 +205,14 @@ def _check_tenant(tenant: str | None) -> None:
         return
     if not 1 <= len(tenant) <= MAX_TENANT_CHARACTERS:
         raise InvalidParamsError("tenant", tenant, f"a text of 1 to {MAX_TENANT_CHARACTERS} characters")
-    _encodable("tenant", tenant, str.encode)
+
+
+def _text(field: str, text: Any) -> str | None:
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise InvalidParamsError(field, text, "a text")
+    return _encodable(field, text, str.encode).decode()
 
 
 def _encodable(field: str, text: Text, encode: Callable[[Text], Ids]) -> Ids:

@@ -71,7 +71,7 @@ class BatchSampler:
         self._seeds[slot] = start.seed & (2**64 - 1)
         self._choices[slot] = start.choice_index
         self._temperature[slot] = sampling.temperature
-        self._top_k[slot] = min(sampling.top_k, 2**62)
+        self._top_k[slot] = sampling.top_k
         self._top_p[slot] = sampling.top_p
         self._min_p[slot] = sampling.min_p
         self._num_logprobs[slot] = sampling.logprobs or 0

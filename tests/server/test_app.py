@@ -33,12 +33,14 @@ class Site:
     def get(self, path: str) -> TestResponse:
         return self.client.get(path)
 
-    def post(self, body: dict[str, Any], sock: socket.socket | None = None) -> TestResponse:
+    def post(
+        self, body: dict[str, Any], sock: socket.socket | None = None, path: str = "/v1/completions"
+    ) -> TestResponse:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             environ = {"gunicorn.socket": sock or ours}
             client = self.app.test_client()
-            return client.post("/v1/completions", json=body, environ_overrides=environ, buffered=True)
+            return client.post(path, json=body, environ_overrides=environ, buffered=True)
 
     @contextlib.contextmanager
     def running(self, count: int) -> Iterator[None]:
