@@ -41,11 +41,16 @@ def run(args: argparse.Namespace) -> int:
     wanted = {**SIMULATION_SETTINGS, **{name: ENGINE_SETTINGS[name] for name in ENGINE_NAMES}}
     values = resolve(wanted, args)
     simulation = SimulationConfig(**{name: values.pop(name) for name in SIMULATION_SETTINGS if name in values})
-    engine = EngineConfig.of(**values, pipeline_parallel_size=simulation.stages)
 
     from ..metrics.step_trace import check_writable, write_trace
     from ..simulation.report import figures
-    from ..simulation.setup import set_up
+    from ..simulation.setup import DEFAULT_STAGES, set_up
+
+    stages = simulation.stages or DEFAULT_STAGES
+    if simulation.stages is None and simulation.fit is not None:
+        # How many the trace has shows once it is read; a partition is held against that then.
+        stages = (values.get("pipeline_layer_partition") or "").count(",") + 1
+    engine = EngineConfig.of(**values, pipeline_parallel_size=stages)
 
     trace = engine.observability.trace
     for name, path in (("trace", trace), ("json", args.json), ("plot", args.plot)):
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     setup = set_up(simulation, engine)
     kept = 0
     if trace is not None or args.plot is not None:
-        kept = max(min(engine.observability.trace_steps, MOST_SPANS // simulation.stages), 1)
+        kept = max(min(engine.observability.trace_steps, MOST_SPANS // len(setup.split)), 1)
     with progress(len(setup.arrivals)) as on_finished:
         found = setup.simulator(keep_stats=kept, on_finished=on_finished).run(setup.arrivals)
     if not found.e2es:
@@ -95,6 +100,7 @@ def settings_of(setup: Setup, run: SimulationRun) -> dict[str, Any]:
         **resolved_names(engine.scheduler, len(setup.split)),
         "model_shape": setup.model,
         "num_layers": sum(setup.split),
+        "stages": len(setup.split),
         "hardware": setup.hardware,
         "dtype": setup.dtype,
         "max_model_len": setup.max_model_len if setup.max_model_len < ANY_LENGTH else None,

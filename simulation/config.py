@@ -20,8 +20,10 @@ class SimulationConfig:
     hardware: str | None = option(
         None, "the device of every stage: a row of the table in docs/simulation.md; rtx-4070 when absent"
     )
-    fit: str | None = option(None, "a step trace of a real run: what it cost there takes the hardware's place")
-    stages: int = option(4, "stages the layers are split into")
+    fit: str | None = option(
+        None, "a step trace of a real run: what it cost there takes the hardware's place, and its stages and pool"
+    )
+    stages: int | None = option(None, "stages the layers are split into; 4 when absent, or as many as the trace has")
     link: str | None = option(
         None,
         "between the stages: lan-1g, lan-10g, ipc, pcie4, nvlink, none, or LATENCY_US,GBIT; lan-1g when absent, or "

@@ -9,7 +9,6 @@ from ..core.errors import ConfigError
 from ..metrics.step_trace import read_trace
 from .fit import FittedPipeline, fit
 from .links import Link
-from .pipeline import Delays
 from .simulator import HostCost
 
 ANY_LENGTH = 1 << 24
@@ -41,9 +40,12 @@ class Fitted:
     def host(self) -> HostCost:
         return self.pipeline.delays.host
 
-    def delays(self, num_stages: int) -> Delays:
-        """For so many stages."""
-        return self.pipeline.delays.delays
+    def blocks_of(self, block_size: int) -> int:
+        """The pool in blocks of another size, block 0 beside. Raises ``ConfigError`` where not one fits."""
+        num_tokens = (self.num_kv_blocks - 1) * self.block_size
+        if num_tokens < block_size:
+            raise ConfigError("block_size", block_size, f"at most the {num_tokens} tokens of the trace's pool")
+        return 1 + num_tokens // block_size
 
     def with_its_limits(self, engine: EngineConfig) -> EngineConfig:
         """The settings, with the trace's token budget where none was told."""

@@ -81,3 +81,14 @@ def find_shape(name: str, num_layers: int | None = None) -> ModelSpec:
         return spec
     repeated = spec.layers * -(-num_layers // spec.num_layers)
     return replace(spec, layers=repeated[:num_layers])
+
+
+def dtype_of(name: str) -> str:
+    """The type that ``auto`` takes for a shape: that of a folder's ``config.json`` where it names one, as an engine
+    does; else 16 bits. Raises ``ModelLoadError``."""
+    if name in SHAPES:
+        return "bfloat16"
+    from ..models.config import read_config
+
+    dtype = read_config(Path(name)).dtype or "bfloat16"
+    return dtype if dtype in ("bfloat16", "float16") else "float32"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..core.config import EngineConfig
+from ..core.config import CacheConfig, EngineConfig
 from ..core.errors import CapacityError, ConfigError
 from ..engine.assembly import make_core, make_limits
 from ..engine.core import EngineCore
@@ -17,7 +17,7 @@ from .config import SimulationConfig
 from .fitted import read_fit
 from .hardware import find_hardware
 from .links import Link, parse_link
-from .model_shapes import find_shape
+from .model_shapes import dtype_of, find_shape
 from .pipeline import Pipeline
 from .report import Slo
 from .roofline import num_blocks_in_memory, roofline_costs, stage_memory
@@ -27,10 +27,10 @@ from .workload import Arrival, describe
 from .workloads import WORKLOADS
 
 DEFAULT_SHAPE = "llama-2-13b"
+DEFAULT_STAGES = 4
 DEFAULT_LINK = "lan-1g"
 DEFAULT_HARDWARE = "rtx-4070"
 DEFAULT_HOST_OVERHEAD_US = 200.0
-ITEMSIZES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,7 @@ class Setup:
     dtype: str | None
     link_name: str
     max_model_len: int
+    active_share: float = 1.0
     make_scheduler: SchedulerFactory | None = None
 
     @property
@@ -82,6 +83,7 @@ class Setup:
             num_stages=len(self.split),
             on_cuda=self.on_cuda,
             sliding_window=self.sliding_window,
+            active_share=self.active_share,
             make_scheduler=self.make_scheduler,
         )
 
@@ -105,7 +107,9 @@ def set_up(
     they name.
     """
     simulation, engine = simulation or SimulationConfig(), engine or EngineConfig()
-    _check_beside_a_fit(simulation)
+    if simulation.unlimited_kv and engine.cache.num_kv_blocks is not None:
+        raise ConfigError("num_kv_blocks", engine.cache.num_kv_blocks, "nothing beside unlimited_kv")
+    _check_beside_a_fit(simulation, engine)
     make = _by_roofline if simulation.fit is None else _by_fit
     setup = make(simulation, engine, arrivals, make_scheduler)
     _check_room(setup)
@@ -124,10 +128,10 @@ def _by_roofline(
     hardware = find_hardware(name)
     link_name = simulation.link or DEFAULT_LINK
     link = parse_link(link_name)
-    itemsize = ITEMSIZES[engine.model.dtype]
+    dtype, itemsize = _dtype(engine, shape)
     split = split_layers(
         spec.num_layers,
-        simulation.stages,
+        simulation.stages or DEFAULT_STAGES,
         engine.parallel.pipeline_layer_partition,
         lambda step: layer_times(spec, step, hardware.speed, itemsize),
     )
@@ -156,9 +160,10 @@ def _by_roofline(
         block_size=block_size,
         limits=limits,
         sliding_window=spec.sliding_window,
+        active_share=spec.active_share,
         model=shape,
         hardware=name,
-        dtype=_dtype(engine),
+        dtype=dtype,
         max_model_len=max_model_len,
         link_name=link_name,
         stages_are=f"{name}, link {link_name}",
@@ -174,24 +179,25 @@ def _by_fit(
 ) -> Setup:
     assert simulation.fit is not None
     fitted = read_fit(simulation.fit)
-    partition = engine.parallel.pipeline_layer_partition
-    if partition is None and simulation.stages == len(fitted.layers_per_stage):
+    partition, its_stages = engine.parallel.pipeline_layer_partition, len(fitted.layers_per_stage)
+    if partition is None and simulation.stages in (None, its_stages):
         split = fitted.layers_per_stage
     else:
         fit = fitted.pipeline
-        split = split_layers(fit.num_layers, simulation.stages, partition, fit.layer_times)
+        split = split_layers(fit.num_layers, simulation.stages or its_stages, partition, fit.layer_times)
     max_model_len = engine.model.max_model_len or fitted.max_model_len
     if arrivals is None:
         arrivals = describe(simulation, engine.model.seed, max_model_len)
     engine = fitted.with_its_limits(engine)
     block_size = engine.cache.block_size or fitted.block_size
-    num_blocks = _told_blocks(simulation, engine, arrivals, block_size) or fitted.num_kv_blocks
-    link, activation_bytes = fitted.link, 1.0
+    num_blocks = _told_blocks(simulation, engine, arrivals, block_size) or fitted.blocks_of(block_size)
+    link, activation_bytes, dtype = fitted.link, 1.0, None
     if simulation.link is not None:
         assert simulation.model_shape is not None
         link = parse_link(simulation.link)
-        activation_bytes = find_shape(simulation.model_shape).hidden_size * ITEMSIZES[engine.model.dtype]
-    costs, delays = fitted.pipeline.costs(split), fitted.delays(len(split))
+        dtype, itemsize = _dtype(engine, simulation.model_shape)
+        activation_bytes = float(find_shape(simulation.model_shape).hidden_size * itemsize)
+    costs, delays = fitted.pipeline.costs(split), fitted.pipeline.delays.delays
     return Setup(
         simulation=simulation,
         engine=engine,
@@ -207,7 +213,7 @@ def _by_fit(
         sliding_window=fitted.sliding_window,
         model=fitted.model,
         hardware=None,
-        dtype=None if simulation.link is None else _dtype(engine),
+        dtype=dtype,
         link_name=simulation.link or "fitted",
         max_model_len=max_model_len,
         stages_are=f"fitted to {simulation.fit} within {100 * fitted.pipeline.error:.1f} %{fitted.not_told}",
@@ -215,7 +221,7 @@ def _by_fit(
     )
 
 
-def _check_beside_a_fit(simulation: SimulationConfig) -> None:
+def _check_beside_a_fit(simulation: SimulationConfig, engine: EngineConfig) -> None:
     """What a trace tells already cannot be told otherwise. Raises ``ConfigError`` naming both."""
     if simulation.fit is None:
         return
@@ -228,11 +234,18 @@ def _check_beside_a_fit(simulation: SimulationConfig) -> None:
         )
     if simulation.link is not None and simulation.model_shape is None:
         raise ConfigError("link", simulation.link, "nothing beside a fit, unless model_shape tells the activations")
+    if engine.model.dtype != "auto" and simulation.link is None:
+        raise ConfigError("dtype", engine.model.dtype, "nothing beside fit, unless link is told too: the costs have it")
+    share = engine.cache.gpu_memory_utilization
+    if share != CacheConfig().gpu_memory_utilization:
+        allowed = "nothing beside fit: the trace tells its pool; num_kv_blocks tells another one"
+        raise ConfigError("gpu_memory_utilization", share, allowed)
 
 
-def _dtype(engine: EngineConfig) -> str:
-    """``auto`` has no checkpoint to look at: 16 bits."""
-    return "bfloat16" if engine.model.dtype == "auto" else engine.model.dtype
+def _dtype(engine: EngineConfig, shape: str) -> tuple[str, int]:
+    """What the simulated engine computes in, and its bytes."""
+    name = dtype_of(shape) if engine.model.dtype == "auto" else engine.model.dtype
+    return name, 4 if name == "float32" else 2
 
 
 def _host_of(microseconds: float) -> HostCost:

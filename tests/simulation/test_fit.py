@@ -155,6 +155,34 @@ def test_a_simulation_is_set_up_from_a_trace_file(tmp_path: Path, source: list[S
     assert len(deeper.split) == 5
 
 
+def test_a_simulation_has_the_stages_of_its_trace(tmp_path: Path, source: list[StepStats]) -> None:
+    path = trace_file(tmp_path, source)
+    assert set_up(SimulationConfig(fit=path)).split == (6, 6)
+    told = EngineConfig.of(pipeline_layer_partition="7,5", pipeline_parallel_size=2)
+    assert set_up(SimulationConfig(fit=path), told).split == (7, 5)
+    three = EngineConfig.of(pipeline_layer_partition="4,4,4", pipeline_parallel_size=3)
+    with pytest.raises(ConfigError, match="2 numbers of 1 or more with commas"):
+        set_up(SimulationConfig(fit=path), three)
+
+
+@pytest.mark.parametrize(("block_size", "blocks"), [(16, 1452), (8, 2903), (64, 363), (128, 182), (16384, 2)])
+def test_the_pool_of_a_trace_keeps_its_tokens(
+    tmp_path: Path, source: list[StepStats], block_size: int, blocks: int
+) -> None:
+    """23,216 tokens."""
+    path = trace_file(tmp_path, source, num_kv_blocks=1452)
+    setup = set_up(SimulationConfig(fit=path), EngineConfig.of(block_size=block_size))
+    assert (setup.block_size, setup.num_kv_blocks) == (block_size, blocks)
+    told = EngineConfig.of(block_size=block_size, num_kv_blocks=3000)
+    assert set_up(SimulationConfig(fit=path), told).num_kv_blocks == 3000
+
+
+def test_a_block_larger_than_the_pool_is_refused(tmp_path: Path, source: list[StepStats]) -> None:
+    path = trace_file(tmp_path, source, num_kv_blocks=1452)
+    with pytest.raises(ConfigError, match="block_size is 32768; allowed: at most the 23216 tokens"):
+        set_up(SimulationConfig(fit=path), EngineConfig.of(block_size=32768))
+
+
 def test_a_fit_may_have_another_link(tmp_path: Path, source: list[StepStats]) -> None:
     path = trace_file(tmp_path, source)
     with pytest.raises(ConfigError, match="model_shape"):
@@ -164,20 +192,32 @@ def test_a_fit_may_have_another_link(tmp_path: Path, source: list[StepStats]) ->
 
 
 @pytest.mark.parametrize(
-    ("settings", "field"),
+    ("settings", "engine", "field"),
     [
-        ({"hardware": "rtx-4070"}, "hardware"),
-        ({"num_layers": 12}, "num_layers"),
-        ({"model_shape": "llama-2-7b"}, "model_shape"),
-        ({"model_shape": "llama-2-7b", "link": "ipc", "num_layers": 3}, "num_layers"),
+        ({"hardware": "rtx-4070"}, {}, "hardware"),
+        ({"num_layers": 12}, {}, "num_layers"),
+        ({"model_shape": "llama-2-7b"}, {}, "model_shape"),
+        ({"model_shape": "llama-2-7b", "link": "ipc", "num_layers": 3}, {}, "num_layers"),
+        ({}, {"dtype": "float32"}, "dtype"),
+        ({}, {"gpu_memory_utilization": 0.5}, "gpu_memory_utilization"),
     ],
 )
 def test_what_a_trace_tells_is_not_told_beside_it(
-    tmp_path: Path, source: list[StepStats], settings: dict[str, Any], field: str
+    tmp_path: Path, source: list[StepStats], settings: dict[str, Any], engine: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(ConfigError, match="nothing beside fit") as refused:
-        set_up(SimulationConfig(fit=trace_file(tmp_path, source), stages=2, **settings))
+        set_up(SimulationConfig(fit=trace_file(tmp_path, source), stages=2, **settings), EngineConfig.of(**engine))
     assert refused.value.field == field
+
+
+def test_the_type_sizes_what_crosses_another_link(tmp_path: Path, source: list[StepStats]) -> None:
+    config = SimulationConfig(
+        fit=trace_file(tmp_path, source), link="lan-1g", model_shape="llama-2-7b", requests=1, input_len=512
+    )
+    narrow, wide = (set_up(config, EngineConfig.of(dtype=dtype, scheduler="greedy")) for dtype in ("auto", "float32"))
+    assert (narrow.dtype, wide.dtype) == ("bfloat16", "float32")
+    narrow_time, wide_time = (made.simulator().run(made.arrivals).ttfts[0] for made in (narrow, wide))
+    assert wide_time - narrow_time == pytest.approx(512 * 4096 * 2 / 125e6)
 
 
 def test_device_window_and_context_are_those_of_the_trace(tmp_path: Path, source: list[StepStats]) -> None:

@@ -51,6 +51,27 @@ def test_a_folder_with_a_config_is_a_shape(tmp_path: Path) -> None:
     assert folder.simulator().run(folder.arrivals).makespan == named.simulator().run(named.arrivals).makespan
 
 
+@pytest.mark.parametrize(
+    ("key", "named", "told", "taken"),
+    [
+        ("torch_dtype", "float32", "auto", "float32"),
+        ("dtype", "float16", "auto", "float16"),
+        ("dtype", "torch.bfloat16", "auto", "bfloat16"),
+        ("dtype", "float64", "auto", "float32"),  # as an engine does with what it does not compute in
+        ("dtype", "float32", "float16", "float16"),
+    ],
+)
+def test_a_folders_type_is_taken_as_an_engine_takes_it(
+    tmp_path: Path, key: str, named: str, told: str, taken: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, key: named}))
+    folder = made({"dtype": told}, model_shape=str(tmp_path), hardware="a100-80g")
+    known = made({"dtype": taken}, hardware="a100-80g")
+    assert folder.dtype == known.dtype == taken
+    assert folder.num_kv_blocks == known.num_kv_blocks
+    assert folder.simulator().run(folder.arrivals).makespan == known.simulator().run(known.arrivals).makespan
+
+
 def test_a_shape_may_be_deeper() -> None:
     assert find_shape("llama-2-7b", 1000).num_layers == 1000
     assert find_shape("llama-2-7b", 3).num_layers == 3
@@ -95,6 +116,8 @@ def test_devices_that_cannot_hold_the_model_are_refused() -> None:
 def test_memory_follows_the_share_and_may_be_told_or_unlimited() -> None:
     assert made({"gpu_memory_utilization": 0.8}).num_kv_blocks < made().num_kv_blocks
     assert made({"num_kv_blocks": 77}).num_kv_blocks == 77
+    with pytest.raises(ConfigError, match="num_kv_blocks is 77; allowed: nothing beside unlimited_kv"):
+        made({"num_kv_blocks": 77}, unlimited_kv=True)
     setup = made(unlimited_kv=True)
     assert (setup.num_kv_blocks - 1) * setup.block_size >= 256 * 256
     assert setup.simulator().run(setup.arrivals).num_preemptions == 0
