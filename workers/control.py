@@ -22,7 +22,7 @@ import msgspec
 
 from ..core.config import EngineConfig
 from .model_engine import ModelInfo
-from .wire import MAX_FRAME, Buffer, WireError
+from .wire import MAX_FRAME, Buffer, Seconds, WireError
 
 HEARTBEAT_SECONDS = 0.5
 
@@ -97,7 +97,7 @@ class Ready(Message):
 class Heartbeat(Message):
     step: int | None
     """What it executes."""
-    seconds: float
+    seconds: Seconds
     """For how long already."""
 
 
@@ -134,8 +134,8 @@ class ClockPing(Message):
 
 
 class ClockPong(Message):
-    sent_at: float
-    answered_at: float
+    sent_at: Seconds
+    answered_at: Seconds
     """On the stage's clock."""
 
 

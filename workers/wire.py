@@ -19,7 +19,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -33,7 +33,12 @@ TOKEN_BYTES = 16
 MAX_FRAME = 1 << 30
 """Bytes. A longer frame is refused unread."""
 
+_LATEST = 1e10
+"""Seconds; no clock that counts from a start shows so many."""
+
 Buffer = bytes | memoryview
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, lt=_LATEST)]
+"""A moment on a monotonic clock, or a length of time, as it may arrive."""
 
 
 class WireError(ValueError):
@@ -215,7 +220,9 @@ def encode_result(result: StepResult) -> bytes:
 
 def decode_result(frame: Buffer) -> StepResult:
     """Raises ``WireError``. Whether it answers the plan it should is for the receiver to say."""
-    return _decode(_results, frame, "result")
+    result: StepResult = _decode(_results, frame, "result")
+    _check_times(result.busy)
+    return result
 
 
 def encode_fed(fed: Fed) -> bytes:
@@ -236,7 +243,9 @@ def encode_output_head(head: OutputHead) -> bytes:
 
 def decode_output_head(frame: Buffer) -> OutputHead:
     """Raises ``WireError``."""
-    return _decode(_output_heads, frame, "stage output")
+    head: OutputHead = _decode(_output_heads, frame, "stage output")
+    _check_times(head.busy)
+    return head
 
 
 def _decode(decoder: Any, frame: Buffer, what: str) -> Any:
@@ -246,6 +255,13 @@ def _decode(decoder: Any, frame: Buffer, what: str) -> Any:
         return decoder.decode(frame)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise WireError(f"{what}: {error}") from error
+
+
+def _check_times(busy: Sequence[tuple[float, float]]) -> None:
+    """Each span is of one stage's clock; how they lie to one another is not known, since clocks differ."""
+    for began, ended in busy:
+        if not 0.0 <= began <= ended < _LATEST:
+            raise WireError(f"a stage that computed from {began} to {ended}")
 
 
 def _check_head(head: PlanHead, bounds: PlanBounds) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -92,6 +93,13 @@ def test_what_is_cut_short_is_refused(message: Message, data: st.DataObject) -> 
     whole = encode(message)
     with pytest.raises(WireError):
         decode_from_stage(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 1e300])
+def test_a_time_that_no_clock_shows_is_refused(seconds: float) -> None:
+    for message in (Heartbeat(7, seconds), ClockPong(seconds, 1.0), ClockPong(1.0, seconds)):
+        with pytest.raises(WireError, match="float"):
+            decode_from_stage(encode(message))
 
 
 def test_a_setting_that_no_engine_would_send_is_refused() -> None:

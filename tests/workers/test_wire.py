@@ -152,7 +152,7 @@ def test_a_plan_that_was_encoded_may_change() -> None:
             max_size=2,
         ),
         error=st.none() | st.text("ab", max_size=20),
-        busy=st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), max_size=3),
+        busy=st.lists(st.tuples(st.floats(0, 1e6), st.floats(1e6, 2e6)), max_size=3),
     )
 )
 def test_a_result_arrives_as_it_was(result: StepResult) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from llm_engine.core.step import StepResult
 from llm_engine.workers.batch import StageBatch
 from llm_engine.workers.links import Outbound
-from llm_engine.workers.wire import Kind, decode_result, encode_result
+from llm_engine.workers.wire import Kind, decode_output_head, decode_result, encode_output_head, encode_result
 from tests.toy_model_engine import OnForward
 
 _send = Outbound.send
@@ -47,6 +48,21 @@ def wrong_step(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
 
 def wrong_tokens(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
     _spoil(self, kind, frames, lambda result: setattr(result, "tokens", [10**6]))
+
+
+def no_times(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    _spoil(self, kind, frames, lambda result: setattr(result, "busy", [(0.0, math.nan)] * 2))
+
+
+def endless_times(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    _spoil(self, kind, frames, lambda result: setattr(result, "busy", [(0.0, math.inf)] * 2))
+
+
+def times_between(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    """Of a stage that is not the last."""
+    head = decode_output_head(frames[2])
+    head.busy = [(2.0, 1.0)]
+    _send(self, kind, [*frames[:2], encode_output_head(head), frames[3]])
 
 
 def _spoil(self: Outbound, kind: Kind, frames: Sequence[Any], change: Any) -> None:
