@@ -61,6 +61,8 @@ class ZmqExecutor(Executor):
         """When it has waited long enough."""
         self._told_up = self._told_failure = False
         """Whether it has been told that the group is up, or why it failed."""
+        self._look_at = 0.0
+        """When the next look at the stages' health is due."""
         self._announce_at = math.inf
 
     @property
@@ -105,24 +107,23 @@ class ZmqExecutor(Executor):
     def collect(self, timeout: float | None) -> Collected:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with self._owning:
-            look_at = 0.0
             while (group := self._group) is not None and not self._stopping.is_set():
                 result = group.take_result()
+                now = time.monotonic()
+                if now >= self._look_at:  # also where there is always a result
+                    self._look_at = now + _TICK
+                    self._look(group, now)
                 if result is not None:
                     return result
                 if self._waker.take():
                     return Wake()
-                now = time.monotonic()
-                if now >= look_at:
-                    look_at = now + _TICK
-                    self._look(group, now)
                 event = self._event(group)
                 if event is not None:
                     return event
                 if now >= deadline:
                     return None
-                if self._wait(group, min(_TICK, deadline - now)):
-                    look_at = 0.0
+                if self._wait(group, min(self._look_at, deadline) - now):
+                    self._look_at = 0.0
         return self._waker.wait(deadline)  # before the start, or after the end
 
     def wake(self) -> None:
@@ -164,6 +165,7 @@ class ZmqExecutor(Executor):
         for source in (self._waker.fd, self._group.results, *self._group.controls, *self._group.pidfds()):
             self._poller.register(source, zmq.POLLIN)
         self._told_up = self._told_failure = False
+        self._look_at = 0.0
         self._announce_at = time.monotonic() + _ANNOUNCE_SECONDS
         return self._group
 

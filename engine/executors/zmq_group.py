@@ -1,7 +1,8 @@
 """The stage processes of one epoch: brought up, watched, and taken down together.
 
-Owned by the output thread. Nothing blocks but ``end``: ``take_control``, ``take_result`` and ``look`` are called when
-there is something to take, or from time to time.
+Owned by the output thread. ``take_control``, ``take_result`` and ``look`` wait for nothing; they are called when there
+is something to take, or from time to time. What does wait: ``end``, as long as it is told; the start of the processes;
+and for a second at most whoever removes the socket files.
 """
 
 from __future__ import annotations
@@ -176,9 +177,9 @@ class StageGroup:
         self.take_control()
         away, self._looked_at = now - self._looked_at, now
         if away > _AWAY_SECONDS:  # nobody could have been heard: this process was held up itself
-            self._moved_at += away
+            self._moved_at = min(self._moved_at + away, now)
             for stage in self.stages:
-                stage.heard_at += away
+                stage.heard_at = min(stage.heard_at + away, now)
         for stage in self.stages:
             if self.failure is None:
                 ended = stage.process.poll() if stage.process is not None else None

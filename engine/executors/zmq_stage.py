@@ -52,7 +52,7 @@ class StageRecord:
 
     index: int
     heard_at: float
-    """When it was last heard of, or started."""
+    """Since when its silence counts: it was heard of or started then, or the engine listened again only then."""
     process: StageProcess | None = None
     """``None`` for one that was started by hand, elsewhere."""
     control: ControlSocket | None = None

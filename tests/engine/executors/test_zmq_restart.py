@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llm_engine.core.step import StepResult
 from llm_engine.engine.executors import zmq_executor
 from llm_engine.engine.executors.base import StageDied, StagesUp, Wake
 from llm_engine.engine.executors.zmq_executor import ZmqExecutor
@@ -20,6 +21,8 @@ from tests.plans import Planner
 from tests.toy_stages import ProcessGate, tell_stages
 
 from .zmq_toys import SECONDS, check_tokens, children, files_in, stage_pids, toy_executor
+
+NOTICED_SECONDS = 2.0
 
 
 @pytest.fixture
@@ -191,6 +194,9 @@ def test_a_step_that_takes_longer_than_patience_lasts_is_given_up(
         ("noise", 1, "stage 1 sent nonsense"),
         ("wrong_step", 1, "where 0/0 is due"),
         ("wrong_tokens", 1, "tokens from 1000000"),
+        ("no_times", 1, "computed from 0.0 to nan"),
+        ("endless_times", 1, "computed from 0.0 to inf"),
+        ("times_between", 0, "computed from 2.0 to 1.0"),
         ("skip", 0, "PLAN 1 follows -1"),
         ("no_hidden", 0, "bytes for a hidden state"),
     ],
@@ -217,15 +223,45 @@ def test_a_step_that_gets_lost_is_noticed(start: Callable[..., ZmqExecutor], mon
 
 
 def test_a_starved_engine_does_not_take_its_own_absence_for_the_stages(start: Callable[..., ZmqExecutor]) -> None:
-    """Its thread was away for longer than any stage may be silent."""
+    """Its thread was away for longer than any stage may be silent; what happens from then on is noticed as ever."""
     executor = start()
     group = executor._group
     assert group is not None
     group._looked_at -= 100.0
-    for stage in group.stages:
-        stage.heard_at -= 100.0
+    for stage in group.stages[:1]:
+        stage.heard_at -= 100.0  # the other one was heard of in passing
     assert executor.collect(0.6) is None
+    assert max(group._moved_at, *(stage.heard_at for stage in group.stages)) <= time.monotonic()
     check_tokens(executor)
+    began = time.monotonic()
+    os.kill(stage_pids(executor)[0], signal.SIGSTOP)
+    assert "is stopped" in death_of(executor).cause
+    assert time.monotonic() - began < NOTICED_SECONDS
+
+
+def test_stages_are_watched_while_there_is_always_another_result(
+    start: Callable[..., ZmqExecutor], tmp_path: Path
+) -> None:
+    """The output thread is the bottleneck: beside its work it hears them, and finds one that is stopped."""
+    gate = ProcessGate(tmp_path)
+    gate.open()
+    executor = start({1: gate})
+    group = executor._group
+    assert group is not None
+    planner = Planner()
+    for _ in range(200):
+        executor.push(planner.plan({}))
+    for _ in range(200):
+        assert gate.waiting.acquire(timeout=SECONDS)
+    heard = group.stages[0].heard_at
+    began = time.monotonic()
+    os.kill(stage_pids(executor)[1], signal.SIGSTOP)
+    while isinstance(collected := executor.collect(SECONDS), StepResult):
+        time.sleep(0.02)  # what is made of it
+    assert isinstance(collected, StageDied) and collected.stage == 1 and "is stopped" in collected.cause
+    assert time.monotonic() - began < NOTICED_SECONDS
+    assert group.stages[0].heard_at > heard
+    gate.close()
 
 
 def test_waking_is_harmless_at_any_time(start: Callable[..., ZmqExecutor]) -> None:
