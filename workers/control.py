@@ -22,7 +22,7 @@ import msgspec
 
 from ..core.config import EngineConfig
 from .model_engine import ModelInfo
-from .wire import MAX_FRAME, Buffer, Seconds, WireError
+from .wire import MAX_FRAME, Buffer, Seconds, WireError, packed
 
 HEARTBEAT_SECONDS = 0.5
 
@@ -142,13 +142,12 @@ class ClockPong(Message):
 FromStage = Hello | Progress | Loaded | Ready | Heartbeat | Failed | Log | ClockPong
 ToStage = Setup | Refused | Allocate | Stop | ClockPing
 
-_encoder = msgspec.msgpack.Encoder()
 _from_stage = msgspec.msgpack.Decoder(FromStage)
 _to_stage = msgspec.msgpack.Decoder(ToStage)
 
 
 def encode(message: Message) -> bytes:
-    return _encoder.encode(message)
+    return packed(message)
 
 
 def decode_from_stage(frame: Buffer) -> FromStage:

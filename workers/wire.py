@@ -143,6 +143,22 @@ _results = msgspec.msgpack.Decoder(StepResult)
 _feds = msgspec.msgpack.Decoder(Fed)
 
 
+def packed(message: Any) -> bytes:
+    """As msgpack. Text that is no UTF-8, as a file's name may be, goes with the parts that are none written out."""
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError:
+        return _encoder.encode(_written_out(msgspec.to_builtins(message, builtin_types=(bytes,))))
+
+
+def _written_out(thing: Any) -> Any:
+    if isinstance(thing, str):
+        return thing.encode("utf-8", "backslashreplace").decode()
+    if isinstance(thing, dict):
+        return {_written_out(key): _written_out(value) for key, value in thing.items()}
+    return [_written_out(part) for part in thing] if isinstance(thing, list | tuple) else thing
+
+
 def encode_plan(plan: StepPlan) -> tuple[bytes, bytes]:
     """A booked plan as its two frames; ``plan`` may change afterwards."""
     num_decodes = len(plan.decode_ids)
@@ -172,7 +188,7 @@ def encode_plan(plan: StepPlan) -> tuple[bytes, bytes]:
         resumed_ids=plan.resumed_ids,
         finished_ids=plan.finished_ids,
     )
-    return _encoder.encode(head), block.tobytes()
+    return packed(head), block.tobytes()
 
 
 def decode_plan(head_frame: Buffer, column_frame: Buffer, bounds: PlanBounds) -> StepPlan:
@@ -215,7 +231,7 @@ def decode_plan(head_frame: Buffer, column_frame: Buffer, bounds: PlanBounds) ->
 
 
 def encode_result(result: StepResult) -> bytes:
-    return _encoder.encode(result)
+    return packed(result)
 
 
 def decode_result(frame: Buffer) -> StepResult:
@@ -226,7 +242,7 @@ def decode_result(frame: Buffer) -> StepResult:
 
 
 def encode_fed(fed: Fed) -> bytes:
-    return _encoder.encode(fed)
+    return packed(fed)
 
 
 def decode_fed(frame: Buffer, bounds: PlanBounds) -> Fed:
@@ -238,7 +254,7 @@ def decode_fed(frame: Buffer, bounds: PlanBounds) -> Fed:
 
 
 def encode_output_head(head: OutputHead) -> bytes:
-    return _encoder.encode(head)
+    return packed(head)
 
 
 def decode_output_head(frame: Buffer) -> OutputHead:

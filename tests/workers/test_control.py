@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +78,15 @@ def test_what_the_engine_says_arrives(message: Message) -> None:
     assert decode_to_stage(encode(message)) == message
     with pytest.raises(WireError):
         decode_from_stage(encode(message))
+
+
+def test_text_that_is_no_utf8_is_written_out_and_the_rest_arrives_as_it_was() -> None:
+    name, told = "caf\udce9", "caf\\udce9"  # as the system names a file whose bytes are no UTF-8
+    assert decode_from_stage(encode(Log(30, name, name))) == Log(30, told, told)
+    failed = Failed("OSError", name, name, ["model", name, 3])
+    assert decode_from_stage(encode(failed)) == Failed("OSError", told, told, ["model", told, 3])
+    sent = msgspec.structs.replace(SETUP, model_path=name)
+    assert decode_to_stage(encode(sent)) == msgspec.structs.replace(SETUP, model_path=told)
 
 
 @settings(deadline=None, derandomize=True)

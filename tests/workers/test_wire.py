@@ -168,6 +168,13 @@ def test_fed_tokens_and_output_heads_arrive_as_they_were() -> None:
     assert unpack_header(pack_header(header)) == header
 
 
+def test_an_error_in_text_that_is_no_utf8_arrives_written_out() -> None:
+    result = StepResult(0, 3, [], error="caf\udce9", busy=[(1.0, 2.0)])
+    assert decode_result(encode_result(result)) == replace(result, error="caf\\udce9")
+    head = OutputHead([(1.0, 2.0)], "caf\udce9")
+    assert decode_output_head(encode_output_head(head)) == OutputHead([(1.0, 2.0)], "caf\\udce9")
+
+
 def refused(decode: Any, *arguments: Any) -> bool:
     """Whether it is refused the way it should be; anything else that it raises fails the test."""
     try:

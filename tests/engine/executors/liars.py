@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -71,6 +72,16 @@ def _spoil(self: Outbound, kind: Kind, frames: Sequence[Any], change: Any) -> No
         change(result)
         frames = [encode_result(result)]
     _send(self, kind, frames)
+
+
+def mumble() -> OnForward:
+    """Logs and fails in text that is no UTF-8."""
+
+    def hook(number: int, batch: StageBatch) -> None:
+        logging.getLogger("toy").warning("cannot read caf\udce9")
+        raise OSError("cannot read caf\udce9")
+
+    return hook
 
 
 def hold() -> OnForward:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -211,6 +212,18 @@ def test_nonsense_is_blamed_on_who_sent_it(start: Callable[..., ZmqExecutor], ho
     assert died.stage == stage and says in died.cause
     executor.restart(1)
     assert executor.collect(SECONDS) == StagesUp(1)
+
+
+def test_text_that_is_no_utf8_kills_nobody(start: Callable[..., ZmqExecutor], caplog: pytest.LogCaptureFixture) -> None:
+    executor = start(dict.fromkeys((0, 1), ("tests.engine.executors.liars:mumble",)))
+    planner = Planner()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            executor.push(planner.plan({}))
+            result = executor.collect(SECONDS)
+            assert isinstance(result, StepResult) and "cannot read caf\\udce9" in str(result.error)
+        assert executor.collect(0.3) is None
+    assert ("toy", logging.WARNING, "stage 0: cannot read caf\\udce9") in caplog.record_tuples
 
 
 def test_a_step_that_gets_lost_is_noticed(start: Callable[..., ZmqExecutor], monkeypatch: pytest.MonkeyPatch) -> None:

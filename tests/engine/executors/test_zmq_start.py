@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 class Unloadable(ToyModelEngine):
     def load(self, progress: Progress | None = None) -> ModelInfo:
         if self.stage == 1:
-            raise ModelLoadError("no such weight: toy.layers.7")
+            raise ModelLoadError("no such weight: toy.layers.7 of caf\udce9")
         return super().load(progress)
 
 
@@ -91,9 +91,10 @@ class Sized(ToyModelEngine):
 def test_a_stage_that_cannot_load_fails_the_start_with_its_own_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where its words are no UTF-8."""
     tell_stages(monkeypatch, 2, engine_class=Unloadable)
     began = time.monotonic()
-    with pytest.raises(ModelLoadError, match=r"stage 1: no such weight: toy\.layers\.7") as caught:
+    with pytest.raises(ModelLoadError, match=r"stage 1: no such weight: toy\.layers\.7 of caf\\udce9") as caught:
         LLM(model_engine=make_stage, pipeline_parallel_size=2, executor="zmq", num_kv_blocks=50)
     assert time.monotonic() - began < QUICKLY
     told = "".join(traceback.format_exception(caught.value))
