@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     if not trace.records:
         raise ConfigError("trace", args.file, "a trace of at least one step")
     begin, end = _stretch(args, trace.records)
-    found = report(trace.records, num_queues=trace.metadata.num_queues, begin=begin, end=end)
+    found = report(trace.records, begin=begin, end=end)
     if not found.num_steps:
         raise ConfigError("from and to", _words_of(args), f"a stretch with steps, of {_length(trace.records):.3f} s")
     _print(trace, found)

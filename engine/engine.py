@@ -184,7 +184,6 @@ class _Books:
                 num_stage_restarts=self.state.num_restarts,
                 num_stages_up=core.table.num_stages if self.state.unready_reason is None else 0,
                 num_in_flight=len(core.in_flight),
-                num_queues=len(core.table.queues),
             )
 
 
@@ -210,6 +209,7 @@ class _StateMaker:
             feeds_back=info.feeds_back,
             on_cuda=self._on_cuda,
             sliding_window=info.model.sliding_window,
+            active_share=info.model.active_share,
             resources=self._resources,
             make_scheduler=self._make_scheduler,
         )

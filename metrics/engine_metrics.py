@@ -100,7 +100,6 @@ class BooksSample:
     num_stages_up: int = 0
     num_in_flight: int = 0
     """Micro-batches that were booked and have not come back."""
-    num_queues: int = 1
 
 
 class EngineMetrics:
@@ -209,7 +208,7 @@ class EngineMetrics:
                 "stage_bubble_seconds": list(pipeline.bubble_seconds),
             }
             num_steps, part_seconds = pipeline.num_steps, list(pipeline.part_seconds)
-            imbalance = pipeline.imbalance(books.num_queues)
+            imbalance = pipeline.imbalance()
             self._by_tenant.collect_into(families, labels)
             self._by_priority.collect_into(families, labels)
         values |= {

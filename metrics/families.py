@@ -68,7 +68,7 @@ _HELP: _Described = {
     "micro_batches_in_flight": (GaugeMetricFamily, "Micro-batches pushed and not retired.", _LABELS),
     "micro_batch_imbalance_ratio": (
         GaugeMetricFamily,
-        "Largest over mean tokens of the last micro-batches, one per queue.",
+        "Largest over mean tokens of the last micro-batches, one per stage.",
         _LABELS,
     ),
     "prompt_tokens": (CounterMetricFamily, "Prompt tokens of requests with a first token, cached ones too.", _LABELS),

@@ -28,8 +28,8 @@ class Load:
         self._all = steps
         self.begin, self.end = max(steps[0].began_at, low), min(steps[-1].retired_at, high)
         self.seconds = max(self.end - self.begin, 0.0)
-        num_stages = max(len(record.busy) for record in steps)
-        self.timed = [record for record in steps if num_stages and len(record.busy) == num_stages]
+        self._num_stages = max(len(record.busy) for record in steps)
+        self.timed = [record for record in steps if record.busy and len(record.busy) == self._num_stages]
         """Those whose every stage told its times."""
         full = drain = self.begin
         if self.timed:
@@ -61,11 +61,13 @@ class Load:
             (began, ended), (next_began, _) = before.busy[stage], after.busy[stage]
             yield max(next_began - ended, 0.0), next_began - began
 
-    def revolutions(self, num_queues: int) -> Iterator[list[int]]:
-        """Tokens of each ``num_queues`` consecutive micro-batches, after the first so many and before the drain."""
-        first = self.timed[0].step + num_queues if self.timed else 0
+    def revolutions(self) -> Iterator[list[int]]:
+        """Tokens of each so many consecutive micro-batches as there are stages, after the first so many of the load and
+        before its drain."""
+        size = self._num_stages
+        first = self.timed[0].step + size if self.timed else 0
         tokens = [record.num_tokens for record in self.full_steps() if record.step >= first]
-        return (tokens[at : at + num_queues] for at in range(len(tokens) - num_queues + 1))
+        return (tokens[at : at + size] for at in range(len(tokens) - size + 1)) if size > 1 else iter(())
 
     def flight_seconds(self) -> float:
         """Micro-batches in flight, summed over the time between fill and drain."""

@@ -14,7 +14,6 @@ from .step_parts import PARTS, Busy, parts_of
 
 WINDOW = 10
 """Seconds that the busy ratio looks back."""
-_MOST_TOKENS_KEPT = 1024
 
 
 class PipelineMetrics:
@@ -26,7 +25,8 @@ class PipelineMetrics:
         self.bubble_seconds = [0.0] * num_stages
         self.part_seconds = [0.0] * len(PARTS)
         self._clock, self._began = clock, clock()
-        self._tokens: deque[int] = deque(maxlen=_MOST_TOKENS_KEPT)
+        self._tokens: deque[int] = deque(maxlen=num_stages)
+        """Of the last revolution: a micro-batch for each stage."""
         self._before: Busy = ()
         """The busy spans of the last step."""
         self._epoch = -1
@@ -57,9 +57,9 @@ class PipelineMetrics:
         seconds = max(now - first, 1e-3)
         return [min(total / seconds, 1.0) for total in sums]
 
-    def imbalance(self, num_queues: int) -> float:
+    def imbalance(self) -> float:
         """Largest over mean tokens of the last revolution; 0 before the first step."""
-        last = list(self._tokens)[-max(num_queues, 1) :]
+        last = self._tokens
         return max(last) * len(last) / sum(last) if last else 0.0
 
     def _add_busy(self, step: StepStats) -> None:

@@ -8,8 +8,9 @@ Pure functions over ``StepStats``; the same for a real run and a simulated one. 
   its last one. Busy ratios and the bubble fraction are of this time, summed over the loads.
 - *Bubble seconds* of a stage: all the time of the loads, fill and drain included, less what it was busy. The metric
   ``llm_engine_stage_bubble_seconds_total`` counts the same.
-- A *revolution* is ``num_queues`` consecutive micro-batches. Its imbalance is the largest over the smallest, or over
-  the mean, in tokens; counted after the first revolution of a load and before its drain.
+- A *revolution* is as many consecutive micro-batches as there are stages, which fill the pipeline; however many queues
+  a scheduler has, so that schedulers compare. Its imbalance is the largest over the smallest, or over the mean, in
+  tokens; counted after the first revolution of a load and before its drain.
 - *Host overhead*: from the last stage's end of a queue's step until the first stage begins that queue's next one, less
   the time that one stood before a busy first stage. Only of steps with decodes that were neither pushed ahead nor
   otherwise before that end: they alone had to wait for it.
@@ -84,7 +85,7 @@ class PipelineReport:
     micro_batch_tokens: Spread | None
     """Between fill and drain."""
     max_over_min: Spread | None
-    """Imbalance of each revolution; ``None`` with one queue."""
+    """Imbalance of each revolution; ``None`` with one stage."""
     max_over_mean: Spread | None
     in_flight_mean: float | None
     """Micro-batches, between fill and drain, over time."""
@@ -110,15 +111,13 @@ class PipelineReport:
 def report(
     records: Iterable[StepStats],
     *,
-    num_queues: int | None = None,
     begin: float | None = None,
     end: float | None = None,
 ) -> PipelineReport:
     """Sum up the records of one engine, in the order of their retirement, or those of a stretch of it.
 
-    ``num_queues``: as many as occur when absent. ``begin`` and ``end`` cut a stretch out, on the records' clock: steps
-    count that were booked in it, busy times as far as they lie in it. Steps whose stages told no times count in
-    ``parts`` alone.
+    ``begin`` and ``end`` cut a stretch out, on the records' clock: steps count that were booked in it, busy times as
+    far as they lie in it. Steps whose stages told no times count in ``parts`` alone.
     """
     records = list(records)
     low = begin if begin is not None else -float("inf")
@@ -127,11 +126,10 @@ def report(
     loads = [Load(steps, low, high) for steps in split_loads(records)]
     loads = [load for load in loads if load.seconds > 0.0]
     num_stages = max((len(record.busy) for record in records), default=0)
-    num_queues = num_queues or len({record.queue for record in records}) or 1
     full_seconds = sum(load.full_seconds for load in loads)
     stages = tuple(_stage(loads, index, full_seconds) for index in range(num_stages))
     ratios = [stage.busy_ratio for stage in stages if stage.busy_ratio is not None]
-    revolutions = [r for load in loads for r in load.revolutions(num_queues)] if num_queues > 1 else []
+    revolutions = [tokens for load in loads for tokens in load.revolutions()]
     pairs = [pair for load in loads for pair in load.pairs()]
     parts = zip(*_parts(records, low, high), strict=True)
     return PipelineReport(

@@ -120,18 +120,19 @@ def micro_batch_tokens(run: SimulationRun) -> dict[str, float]:
 
 
 def imbalance(run: SimulationRun) -> dict[str, float]:
-    """Largest over smallest micro-batch of a revolution (as many as there are queues, one after the other), in tokens,
+    """Largest over smallest micro-batch of a revolution (as many as there are stages, one after the other), in tokens,
     after the first revolution of a load and before its drain; ones where there was none."""
+    size = len(run.stage_busy)
     ratios: list[float] = []
     pushed = Counter[int]()
     settled: list[list[int]] = [[] for _ in run.loads]
     for step in run.steps:
         begin, end = run.loads[step.load]
-        if pushed[step.load] >= run.num_queues and begin <= step.began < end:
+        if pushed[step.load] >= size and begin <= step.began < end:
             settled[step.load].append(step.num_tokens)
         pushed[step.load] += 1
     for tokens in settled:
-        if run.num_queues > 1 and len(tokens) >= run.num_queues:
-            windows = np.lib.stride_tricks.sliding_window_view(np.array(tokens, dtype=np.float64), run.num_queues)
+        if 1 < size <= len(tokens):
+            windows = np.lib.stride_tricks.sliding_window_view(np.array(tokens, dtype=np.float64), size)
             ratios += (windows.max(axis=1) / windows.min(axis=1)).tolist()
     return {**spread(ratios or [1.0]), "max": max(ratios, default=1.0)}

@@ -79,7 +79,7 @@ def test_a_trace_reads_back_and_says_the_same(tmp_path: Path) -> None:
     assert trace.metadata.simulated
     assert trace.metadata.layers_per_stage == (10, 10, 10, 10)
     assert len(trace.records) == found["steps"]
-    traced = report(trace.records, num_queues=trace.metadata.num_queues)
+    traced = report(trace.records)
     assert list(traced.stage_busy) == pytest.approx(found["stage_busy"])
     assert main(["trace", str(path)]) == 0
 

@@ -108,11 +108,11 @@ def test_the_busy_ratio_of_a_young_engine_is_since_its_start() -> None:
 
 
 def test_the_imbalance_is_of_the_last_revolution() -> None:
-    numbers = fed([step(n, (float(n), n + 0.5), tokens=tokens) for n, tokens in enumerate([900, 10, 20, 30])])
-    assert numbers.imbalance(1) == 1.0
-    assert numbers.imbalance(3) == 1.5
-    assert numbers.imbalance(100) == pytest.approx(900 * 4 / 960)
-    assert PipelineMetrics(1, Clock()).imbalance(4) == 0.0
+    steps = [step(n, (float(n), n + 0.5), tokens=tokens) for n, tokens in enumerate([900, 10, 20, 30])]
+    assert fed(steps, num_stages=1).imbalance() == 1.0
+    assert fed(steps, num_stages=3).imbalance() == 1.5
+    assert fed(steps, num_stages=100).imbalance() == pytest.approx(900 * 4 / 960)
+    assert PipelineMetrics(1, Clock()).imbalance() == 0.0
 
 
 def test_steps_without_stage_times_add_none() -> None:

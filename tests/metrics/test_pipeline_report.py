@@ -104,7 +104,7 @@ def test_a_stretch_can_be_cut_out() -> None:
 def test_tokens_and_imbalance_are_counted_between_fill_and_drain() -> None:
     sizes = [1, 1, 100, 10, 20, 10, 20, 10, 20]
     records = [replace(r, num_tokens=n, num_decodes=n) for r, n in zip(perfect(9, 3), sizes, strict=True)]
-    found = report(records, num_queues=3)
+    found = report(records)
     # The first two fill; step 3 is on stage 0 when stage 2 begins step 1.
     assert found.micro_batch_tokens == Spread(7, 10.0, 190 / 7, 20.0, 100.0, 100.0)
     # Revolutions after the first three steps: 10 20 10, 20 10 20, 10 20 10, 20 10 20.
@@ -113,8 +113,17 @@ def test_tokens_and_imbalance_are_counted_between_fill_and_drain() -> None:
     assert (found.max_over_mean.max, found.max_over_mean.min) == pytest.approx((1.5, 1.2))
 
 
-def test_one_queue_knows_no_imbalance() -> None:
+def test_one_stage_knows_no_imbalance() -> None:
     assert report(perfect(5, 1)).max_over_min is None
+
+
+def test_a_revolution_has_a_micro_batch_for_each_stage_however_many_queues_there_are() -> None:
+    sizes = [1, 1, 10, 20] * 5
+    records = [replace(r, num_tokens=n, num_decodes=n) for r, n in zip(perfect(20, 2), sizes, strict=True)]
+    found = report([replace(record, queue=record.step % 4) for record in records])
+    # After the first two steps: 10 20, 20 1, 1 1, 1 10, and again.
+    assert found.max_over_min is not None and found.max_over_min.count == 17
+    assert (found.max_over_min.min, found.max_over_min.p50, found.max_over_min.max) == (1.0, 2.0, 20.0)
 
 
 def test_micro_batches_in_flight_are_averaged_over_time() -> None:
