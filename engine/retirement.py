@@ -77,8 +77,8 @@ def check_result(result: StepResult, epoch: int, flight: InFlight | None) -> Non
 
 
 def advance(table: RequestTable, retired: Retired, tokens: list[int], now: float) -> None:
-    """Append the sampled tokens, and note in ``retired`` who got what and
-    whom it ends. ``tokens`` are in the order of ``plan.sampled_ids``. Under the state lock.
+    """Append the sampled tokens, and note in ``retired`` who got what and whom it ends. ``tokens`` are in the order of
+    ``plan.sampled_ids``. Under the state lock.
 
     A row whose request ended, or was paused, since the push is dropped.
     """

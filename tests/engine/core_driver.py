@@ -33,6 +33,18 @@ from tests.toy_model_engine import NUM_LAYERS, ToyModelEngine, _keys, _logits, _
 GREEDY = SamplingParams(temperature=0.0)
 
 
+def ahead_driver(**settings: Any) -> CoreDriver:
+    """Books whose plans are made ahead of their tokens."""
+    return CoreDriver(look_ahead=1, **settings)
+
+
+def pushed(driver: CoreDriver) -> StepPlan:
+    """The next plan; there must be one."""
+    plan = driver.schedule()
+    assert plan is not None
+    return plan
+
+
 class WindowedToy(ToyModelEngine):
     """The toy with a sliding window in every layer: a token sees the last ``window`` positions, its own included."""
 
@@ -302,7 +314,20 @@ class CoreDriver:
 
     def check(self) -> None:
         self.core.check_integrity()
+        for request in self.core.table.residents():
+            self._check_in_flight(request)
         assert all(len(outcome.ends) <= 1 for outcome in self.outcomes.values())
+
+    def _check_in_flight(self, request: Request) -> None:
+        """A row's position is that of its last token, those in flight included, and these are of its own queue."""
+        request_id = request.request_id
+        plans = [flight.plan for flight in self.core.in_flight if flight.plan.step >= request.start_step]
+        assert request.num_in_flight == sum(request_id in plan.chunk_ids for plan in plans)
+        sampling = [plan.queue for plan in plans if request_id in plan.sampled_ids]
+        assert set(sampling) <= {request.queue}
+        if request.queue is not None:
+            position = self.core.table.queues[request.queue].position(request_id)
+            assert position == request.num_tokens - 1 + len(sampling)
 
     def check_all_given_back(self) -> None:
         core = self.core

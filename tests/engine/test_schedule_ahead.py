@@ -16,26 +16,17 @@ from llm_engine.engine.plan_check import check_plan
 from llm_engine.kvcache.view import KVView
 from llm_engine.schedulers.base import Capacity, MicroBatch, Ordering, Scheduler
 from llm_engine.schedulers.capacities.max_utilization import MaxUtilization
+from llm_engine.schedulers.chunking import take_prompts
+from llm_engine.schedulers.filling import runnable_decodes, take_decodes
 from llm_engine.schedulers.limits import Limits
 from llm_engine.schedulers.micro_batches.greedy import GreedyMicroBatch
 from llm_engine.schedulers.orderings.fcfs import FcfsOrdering
 from llm_engine.schedulers.registry import make_scheduler
 from llm_engine.schedulers.scheduling_pass import SchedulingPass
-from tests.engine.core_driver import CoreDriver
+from tests.engine.core_driver import CoreDriver, ahead_driver, pushed
 from tests.toy_model_engine import expected_tokens
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13]
-
-
-def ahead_driver(**settings: object) -> CoreDriver:
-    return CoreDriver(look_ahead=1, **settings)  # type: ignore[arg-type]
-
-
-def pushed(driver: CoreDriver) -> StepPlan:
-    """The next plan; there must be one."""
-    plan = driver.schedule()
-    assert plan is not None
-    return plan
 
 
 def decoding(*prompts: list[int], max_tokens: int = 9, **settings: object) -> CoreDriver:
@@ -76,44 +67,33 @@ def test_without_look_ahead_no_plan_is_fed() -> None:
     assert all(plan.feeds_from is None for plan in driver.pushed)
 
 
-def test_a_prompt_is_never_behind_its_own_unknown_token() -> None:
-    """Its first decode waits until its last chunk has come back; chunks and others go ahead."""
+def test_the_first_decode_is_pushed_ahead_of_the_token_of_the_last_chunk() -> None:
     driver = ahead_driver(max_num_batched_tokens=8)
     driver.add(PROMPT, 5)
-    first, second = pushed(driver), pushed(driver)
-    assert (first.chunk_starts, second.chunk_starts, second.chunk_samples) == ([0], [8], [True])
-    assert driver.schedule() is None
+    first, last = pushed(driver), pushed(driver)
+    assert (first.chunk_starts, last.chunk_starts, last.chunk_samples) == ([0], [8], [True])
+    assert driver.schedule() is None, "two of its steps are in flight, chunks or not"
+    driver.retire()
+    decode = pushed(driver)
+    assert (list(decode.decode_ids), list(decode.decode_positions)) == ([0], [9])
+    assert (decode.feeds_from, list(decode.decode_tokens)) == (last.step, [])
+    assert driver.outcomes[0].tokens == [], "which nobody knows yet"
     driver.run()
     assert driver.outcomes[0].tokens == driver.expected(0)
 
 
-def test_behind_a_plan_without_decodes_all_tokens_are_known() -> None:
-    driver = ahead_driver(max_num_seqs=2)
-    driver.add([1, 2, 3], 4)
-    driver.schedule()
-    driver.add(PROMPT, 4)
-    driver.schedule()
-    driver.retire()
-    plan = pushed(driver)
-    assert (list(plan.decode_ids), plan.feeds_from) == ([0], None), "only the other's prompt is in flight"
-    assert list(plan.decode_tokens) == driver.expected(0)[:1]
-    driver.run()
-    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (0, 1))
-
-
-def test_who_joined_meanwhile_is_fed_what_is_known() -> None:
+def test_who_joins_beside_decodes_is_in_the_next_plan_ahead_with_them() -> None:
     driver = ahead_driver(max_num_seqs=2)
     driver.add([1, 2, 3], 9)
     driver.step()
     driver.schedule()
     driver.add([4, 5, 6], 5)
-    pushed(driver)
-    driver.retire()
-    pushed(driver)
+    joined = pushed(driver)
+    assert (list(joined.decode_ids), joined.chunk_ids, joined.feeds_from) == ([0], [1], joined.step - 1)
     driver.retire()
     plan = pushed(driver)
-    assert list(plan.decode_ids) == [0, 1]
-    assert plan.feeds_from == plan.step - 1, "which carried the first alone"
+    assert (list(plan.decode_ids), list(plan.decode_positions)) == ([0, 1], [5, 3])
+    assert plan.feeds_from == joined.step
     driver.run()
     assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (0, 1))
 
@@ -121,24 +101,45 @@ def test_who_joined_meanwhile_is_fed_what_is_known() -> None:
 class Mover(Scheduler):
     """The greedy preset, and it moves whom it is told to."""
 
-    to_move: tuple[int, int, int] | None = None
+    to_move: tuple[list[int], int, int] | None = None
 
     def schedule(self, now: float, table: TableView, kv: KVView) -> StepPlan | None:
         if self.to_move is None:
             return super().schedule(now, table, kv)
-        (request_id, source, target), self.to_move = self.to_move, None
-        return StepPlan(source, moved_ids=[request_id], moved_queues=[target])
+        (ids, source, target), self.to_move = self.to_move, None
+        return StepPlan(source, moved_ids=ids, moved_queues=[target] * len(ids))
+
+
+def mover(max_micro_batch_seqs: int = 4) -> Mover:
+    limits = Limits(4, max_micro_batch_seqs, 4, 4)
+    return Mover(FcfsOrdering(), MaxUtilization(), GreedyMicroBatch(), limits)
+
+
+def test_behind_a_plan_that_samples_nothing_all_tokens_are_known() -> None:
+    scheduler = mover()
+    driver = decoding([1, 2, 3, 4], scheduler=scheduler, num_queues=2, num_stages=1, max_num_batched_tokens=4)
+    driver.add(PROMPT, 4)
+    assert (pushed(driver).queue, driver.pushed[-1].chunk_samples) == (1, [False])
+    scheduler.to_move = ([0], 0, 1)
+    while driver.pushed[-1].queue != 1 or not driver.pushed[-1].decode_ids:
+        pushed(driver)
+    plan = driver.pushed[-1]
+    assert [flight.plan.step for flight in driver.core.in_flight if flight.plan.queue == 1] == [2, plan.step]
+    assert (list(plan.decode_ids), plan.feeds_from) == ([0], None), "only the other's prompt is in flight"
+    assert list(plan.decode_tokens) == driver.expected(0)[:1]
+    driver.run()
+    assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (0, 1))
 
 
 def test_who_moved_into_a_queue_in_flight_goes_ahead_with_it() -> None:
-    scheduler = Mover(FcfsOrdering(), MaxUtilization(), GreedyMicroBatch(), Limits(4, 4, 4, 4))
+    scheduler = mover()
     driver = decoding(*([first] * 4 for first in range(3)), scheduler=scheduler, num_queues=3, num_stages=2,
                       max_num_batched_tokens=4, late_feeds=True, num_blocks=40)  # fmt: skip
     assert [list(queue.ids) for queue in driver.core.table.queues] == [[0], [1], [2]]
     for _ in range(3):
         pushed(driver)
     driver.retire()
-    scheduler.to_move = (0, 0, 1)
+    scheduler.to_move = ([0], 0, 1)
     plan = pushed(driver)
     assert (plan.queue, list(plan.decode_ids), list(plan.decode_positions)) == (1, [1, 0], [5, 5])
     assert plan.feeds_from == plan.step - 2, "the step that carried the other alone"
@@ -276,14 +277,23 @@ def test_where_memory_is_short_nothing_is_pushed_ahead_and_nobody_is_stuck() -> 
     assert all(driver.outcomes[i].tokens == driver.expected(i) for i in (0, 1))
 
 
+class DecodesAlone(MicroBatch):
+    """Prompts wait until no decode is left."""
+
+    def form(self, step: SchedulingPass, waiting: Ordering, capacity: Capacity) -> None:
+        take_decodes(step, runnable_decodes(step), capacity)
+        if not len(step.queue):
+            take_prompts(step, waiting, capacity, "fcfs")
+
+
 def test_nobody_is_paused_for_a_step_ahead() -> None:
     """The prompt half computed could make room for the decode's block, and does once the decode's token is known."""
-    driver = ahead_driver(num_blocks=4, caching=False, max_micro_batch_seqs=1, max_num_batched_tokens=4)
+    scheduler = Scheduler(FcfsOrdering(), MaxUtilization(), DecodesAlone(), Limits(4, 4, 8, 4))
+    driver = ahead_driver(scheduler=scheduler, num_blocks=4, caching=False, max_num_batched_tokens=8)
     driver.add([1, 2, 3, 4], 6)
     driver.add(PROMPT[:8], 2)
-    assert [pushed(driver).chunk_ids, pushed(driver).chunk_ids] == [[0], [1]]
-    driver.retire()
-    driver.retire()
+    both = pushed(driver)
+    assert (both.chunk_ids, both.chunk_tokens) == ([1, 0], [4, 4])
     while driver.schedule() is None or driver.pushed[-1].decode_positions != [7]:
         driver.retire()
     assert driver.results
@@ -310,17 +320,17 @@ def test_one_queue_short_of_memory_does_not_keep_another_from_going_ahead() -> N
 
 
 def test_a_cohort_larger_than_a_micro_batch_takes_turns_ahead_too() -> None:
-    driver = ahead_driver(max_micro_batch_seqs=2)
-    for first in range(4):
-        driver.add([first, first + 1], 7)
-    assert [pushed(driver).chunk_ids, pushed(driver).chunk_ids] == [[0, 1], [2, 3]]
-    driver.retire()
-    driver.retire()
-    served = [list(pushed(driver).decode_ids), list(pushed(driver).decode_ids)]
+    """Where a row was not in the step that is fed from, its token is known, and the stages know it as well."""
+    scheduler = mover(max_micro_batch_seqs=2)
+    driver = decoding(*([first, first + 1] for first in range(4)), scheduler=scheduler, num_queues=2, num_stages=1,
+                      max_micro_batch_seqs=2, max_num_batched_tokens=4)  # fmt: skip
+    scheduler.to_move = ([2, 3], 1, 0)
+    plans = [pushed(driver), pushed(driver)]
     for _ in range(2):
         driver.retire()
-        served.append(list(pushed(driver).decode_ids))
-    assert served == [[0, 1], [2, 3], [0, 1], [2, 3]]
+        plans.append(pushed(driver))
+    assert [list(plan.decode_ids) for plan in plans] == [[0, 1], [2, 3], [0, 1], [2, 3]]
+    assert [plan.feeds_from for plan in plans] == [None, *(plan.step for plan in plans[:3])]
     driver.run()
     assert all(driver.outcomes[i].tokens == driver.expected(i) for i in range(4))
 
