@@ -200,16 +200,20 @@ def _print(setup: Setup, report: dict[str, Any], failure: str | None) -> None:
 
 
 def _rows(setup: Setup, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    tokens, uneven, busy = report["micro_batch_tokens"], report["imbalance"], report["stage_busy"]
-    shown = ", ".join(f"{100 * ratio:.1f}" for ratio in busy)
-    if len(busy) > 8:
-        shown = f"{100 * min(busy):.1f} to {100 * max(busy):.1f}, mean {100 * sum(busy) / len(busy):.1f}"
+    tokens, uneven, busy, bubbles = (
+        report[key] for key in ("micro_batch_tokens", "imbalance", "stage_busy", "bubble_fraction")
+    )
+    shown = "-"  # too short to fill the pipeline
+    if report["full_s"] and len(busy) > 8:
+        shown = f"{100 * min(busy):.1f} to {100 * max(busy):.1f}, mean {100 * sum(busy) / len(busy):.1f} %"
+    elif report["full_s"]:
+        shown = f"{', '.join(f'{100 * ratio:.1f}' for ratio in busy)} %"
     usable = (setup.num_kv_blocks - 1) * setup.block_size
     yield "makespan", f"{report['makespan_s']:.4g} s"
     yield "output throughput", f"{report['output_throughput']:.1f} tokens/s"
     yield "request throughput", f"{report['request_throughput']:.3g} /s"
-    yield "stages busy between fill and drain", f"{shown} %"
-    yield "bubble fraction", f"{100 * report['bubble_fraction']:.1f} %"
+    yield "stages busy between fill and drain", shown
+    yield "bubble fraction", "-" if bubbles is None else f"{100 * bubbles:.1f} %"
     yield "micro-batch tokens, min / mean / max", f"{tokens['min']} / {tokens['mean']:.1f} / {tokens['max']}"
     yield "imbalance of a revolution, p50 / max", f"{uneven['p50']:.2f} / {uneven['max']:.2f}"
     yield "KV use, peak", f"{100 * report['kv_usage_peak']:.1f} % of {usable} tokens"

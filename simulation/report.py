@@ -38,7 +38,7 @@ class Slo:
 def figures(run: SimulationRun, slo: Slo | None = None) -> dict[str, Any]:
     """The JSON keys of ``llm-engine simulate``: seconds, tokens and shares; docs/simulation.md says what each is."""
     elapsed = run.makespan or 1.0  # nothing was served: zeros
-    num_stages = max(len(run.stage_busy), 1)
+    full_seconds = run.full_seconds
     num_good = sum(map((slo or Slo()).met_by, run.requests))
     return {
         "makespan_s": run.makespan,
@@ -53,10 +53,10 @@ def figures(run: SimulationRun, slo: Slo | None = None) -> dict[str, Any]:
         "fairness": fairness(run.requests, run.tenant_tokens),
         "contended_s": run.contended_until,
         "prefix_hit_rate": run.prefix_hits / max(run.prefix_queries, 1),
-        "stage_busy": run.stage_busy,
+        "stage_busy": run.stage_busy if full_seconds else [None] * len(run.stage_busy),
         "stage_busy_overall": [seconds / elapsed for seconds in run.busy_seconds],
-        "bubble_fraction": 1.0 - sum(run.stage_busy) / num_stages,
-        "full_s": sum(end - begin for begin, end in run.loads),
+        "bubble_fraction": 1.0 - sum(run.stage_busy) / len(run.stage_busy) if full_seconds else None,
+        "full_s": full_seconds,
         "micro_batch_tokens": micro_batch_tokens(run),
         "imbalance": imbalance(run),
         "kv_usage_peak": run.kv_usage_peak,

@@ -75,7 +75,7 @@ class SimulationRun:
     loads: list[tuple[float, float]] = field(default_factory=list)
     """When the pipeline was full; see ``steady.py``."""
     stage_busy: list[float] = field(default_factory=list)
-    """Per stage: the share of that time which it computed."""
+    """Per stage: the share of that time which it computed; zeros where there was none (``full_seconds``)."""
     busy_seconds: list[float] = field(default_factory=list)
     """Per stage, of the whole run."""
     ttfts: list[float] = field(default_factory=list)
@@ -101,3 +101,8 @@ class SimulationRun:
     """Prompt tokens of requests that started, and those of them that were found."""
     stats: deque[StepStats] = field(default_factory=deque)
     """The last steps as an engine would have noted them, as many as were asked for."""
+
+    @property
+    def full_seconds(self) -> float:
+        """How long the pipeline was full, over all loads."""
+        return sum(end - begin for begin, end in self.loads)

@@ -72,6 +72,14 @@ def test_the_table_shows_what_the_file_holds(tmp_path: Path, capsys: pytest.Capt
     assert ", ".join(f"{100 * ratio:.1f}" for ratio in found["stage_busy"]) in printed
 
 
+def test_what_was_not_to_be_measured_is_a_dash_and_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = simulate(tmp_path, "--requests", "1", "--output-len", "1")
+    assert (found["stage_busy"], found["bubble_fraction"]) == ([None] * 4, None)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for name in ("stages busy between fill and drain", "bubble fraction"):
+        assert [*name.split(), "-"] in printed
+
+
 def test_a_trace_reads_back_and_says_the_same(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     found = simulate(tmp_path, "--trace", str(path))

@@ -63,6 +63,13 @@ def test_goodput_counts_what_kept_its_deadline() -> None:
     assert found["goodput"] == pytest.approx(2 / 23.0)
 
 
+def test_a_load_too_short_to_fill_the_pipeline_tells_no_busy_ratio() -> None:
+    run = simulator((1.0, 1.0)).run([Arrival(0.0, prompt(0, 4), 1)])
+    found = figures(run)
+    assert (found["full_s"], found["stage_busy"], found["bubble_fraction"]) == (0.0, [None, None], None)
+    assert found["stage_busy_overall"] == [0.5, 0.5]
+
+
 def test_tenants_and_priorities_have_times_of_their_own() -> None:
     arrivals = [
         Arrival(0.0, prompt(0, 4), 2, tenant="a", priority=0),

@@ -134,8 +134,8 @@ def test_the_figures_are_those_of_a_trace(case: dict[str, Any], gap: float) -> N
     assert run.busy_seconds == pytest.approx([stage.busy_seconds for stage in traced.stages])
     found, tokens = figures(run), traced.micro_batch_tokens
     assert found["full_s"] == pytest.approx(traced.full_seconds, abs=1e-9)
-    if traced.bubble_fraction is not None:
-        assert found["bubble_fraction"] == pytest.approx(traced.bubble_fraction, abs=1e-9)
+    assert found["stage_busy"] == pytest.approx(list(traced.stage_busy), abs=1e-9)
+    assert found["bubble_fraction"] == pytest.approx(traced.bubble_fraction, abs=1e-9)
     if tokens is not None:
         assert micro_batch_tokens(run) == pytest.approx({"min": tokens.min, "mean": tokens.mean, "max": tokens.max})
     if traced.max_over_min is not None:
