@@ -30,6 +30,10 @@ _REAP_TICK = 0.02
 _ANNOUNCE_SECONDS = 3.0
 """After so long it is said which stages of other hosts are waited for."""
 _SHUTDOWN_SECONDS = 10.0
+_LOAD_SECONDS = 60.0
+"""A start after the first one may take so long, once all stages are there ..."""
+_LOAD_FACTOR = 10.0
+"""... or so many times as long as the first one, where that is more."""
 _LOOK_AGAIN = 60.0
 """Only so that no wait is endless."""
 
@@ -63,6 +67,7 @@ class ZmqExecutor(Executor):
         """Whether it has been told that the group is up, or why it failed."""
         self._look_at = 0.0
         """When the next look at the stages' health is due."""
+        self._load_patience = math.inf
         self._announce_at = math.inf
 
     @property
@@ -93,6 +98,8 @@ class ZmqExecutor(Executor):
                 self.shutdown()
                 raise
             self._told_up = True
+            assert group.load_seconds is not None
+            self._load_patience = max(_LOAD_SECONDS, _LOAD_FACTOR * group.load_seconds)
             # The books keep the pool they have: stages that start again get the same, whatever is free by then.
             config = self._settings.config
             cache = replace(config.cache, num_kv_blocks=group.info.num_kv_blocks)
@@ -160,7 +167,7 @@ class ZmqExecutor(Executor):
 
     def _make_group(self, epoch: int, progress: Progress | None) -> StageGroup:
         assert self._context is not None
-        self._group = StageGroup(self._settings, self._context, epoch, self._door, progress)
+        self._group = StageGroup(self._settings, self._context, epoch, self._door, progress, self._load_patience)
         self._poller = zmq.Poller()
         for source in (self._waker.fd, self._group.results, *self._group.controls, *self._group.pidfds()):
             self._poller.register(source, zmq.POLLIN)

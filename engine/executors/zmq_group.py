@@ -8,6 +8,7 @@ and for a second at most whoever removes the socket files.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -67,7 +68,8 @@ class Failure:
 class StageGroup:
     """One start of all stages, for one epoch. Raises ``ConfigError`` where it cannot even begin.
 
-    ``door`` is where stages of other hosts come in; it outlives the group.
+    ``door`` is where stages of other hosts come in; it outlives the group. ``load_patience`` is how many seconds the
+    stages may take from the last one's hello until all serve.
     """
 
     def __init__(
@@ -77,16 +79,20 @@ class StageGroup:
         epoch: int,
         door: Door | None,
         on_progress: Callable[[int, int], None] | None,
+        load_patience: float = math.inf,
     ) -> None:
         self.epoch = epoch
         self.info: ExecutorInfo | None = None
         """Set once all stages serve."""
+        self.load_seconds: float | None = None
+        """What that took from the last one's hello."""
         self.failure: Failure | None = None
         self._settings = settings
         self._door = door
         self._on_progress = on_progress
+        self._load_patience = load_patience
         self._kill_at: float | None = None
-        self._looked_at = self._moved_at = time.monotonic()
+        self._looked_at = self._moved_at = self._joined_at = time.monotonic()
         self._by_identity: dict[bytes, StageRecord] = {}
         num_stages = settings.config.parallel.pipeline_parallel_size
         self._last = num_stages - 1
@@ -169,6 +175,7 @@ class StageGroup:
             self.fail(self._last, f"stage {self._last} sent nonsense: a probe that nobody sent")
             return None
         self.info = self._bringup.serve()
+        self.load_seconds = self._moved_at - self._joined_at
         self._results.vocab_size = self.info.model.vocab_size
         return None
 
@@ -178,6 +185,7 @@ class StageGroup:
         away, self._looked_at = now - self._looked_at, now
         if away > _AWAY_SECONDS:  # nobody could have been heard: this process was held up itself
             self._moved_at = min(self._moved_at + away, now)
+            self._joined_at = min(self._joined_at + away, now)
             for stage in self.stages:
                 stage.heard_at = min(stage.heard_at + away, now)
         for stage in self.stages:
@@ -189,6 +197,7 @@ class StageGroup:
                 if ailment is not None:
                     self.fail(stage.index, ailment)
         self._look_for_lost_steps(now)
+        self._look_for_endless_loading(now)
         probed_at = self._bringup.probed_at
         if self.info is None and probed_at is not None and now - probed_at > PROBE_SECONDS:
             where = ", ".join(address for stage in self.stages for address in stage.addresses)
@@ -276,7 +285,7 @@ class StageGroup:
             greeted = self._bringup.greet(control, identity, message)
             if greeted is not None:
                 self._by_identity[identity] = greeted
-                greeted.heard_at = time.monotonic()
+                greeted.heard_at = self._joined_at = time.monotonic()
             return
         if stage is None:
             control.drop("it comes from no stage of this start")
@@ -326,3 +335,13 @@ class StageGroup:
         idle = all(stage.beat is not None and stage.beat.step is None for stage in self.stages)
         if idle and now - since > LOST_SECONDS:
             self.fail(self._last, f"step {step} got lost between the stages {now - since:.0f} s ago")
+
+    def _look_for_endless_loading(self, now: float) -> None:
+        if self.failure is not None or self.info is not None or any(stage.identity is None for stage in self.stages):
+            return
+        if now - self._joined_at > self._load_patience:
+            awaited = [stage.index for stage in self.stages if stage.info is None] or [
+                stage.index for stage in self.stages if not stage.ready
+            ]
+            cause = f"its start took over {self._load_patience:.0f} s, far longer than the first one"
+            self.fail(awaited[0] if awaited else self._last, cause)

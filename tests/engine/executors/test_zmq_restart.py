@@ -21,7 +21,7 @@ from llm_engine.engine.executors.zmq_process import StageProcess
 from tests.plans import Planner
 from tests.toy_stages import ProcessGate, tell_stages
 
-from .zmq_toys import SECONDS, check_tokens, children, files_in, stage_pids, toy_executor
+from .zmq_toys import SECONDS, Endless, check_tokens, children, files_in, stage_pids, toy_executor
 
 NOTICED_SECONDS = 2.0
 
@@ -151,6 +151,27 @@ def test_stages_that_cannot_be_started_again_are_another_death(
         died = death_of(executor)
     assert "could not be started again: TMPDIR is" in died.cause
     assert executor.collect(0.05) is None
+    executor.restart(2)
+    assert executor.collect(SECONDS) == StagesUp(2)
+    check_tokens(executor, 2)
+
+
+def test_a_stage_that_loads_without_end_when_it_comes_back_is_another_death(
+    start: Callable[..., ZmqExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took far less the first time."""
+    monkeypatch.setattr(zmq_executor, "_LOAD_SECONDS", 0.5)
+    executor = start()
+    group = executor._group
+    assert group is not None and group.load_seconds is not None
+    limit = max(0.5, 10 * group.load_seconds)
+    tell_stages(monkeypatch, 2, engine_class=Endless)
+    os.kill(stage_pids(executor)[1], signal.SIGKILL)
+    death_of(executor)
+    executor.restart(1)
+    died = death_of(executor)
+    assert died.stage == 0 and f"its start took over {limit:.0f} s" in died.cause
+    tell_stages(monkeypatch, 2)
     executor.restart(2)
     assert executor.collect(SECONDS) == StagesUp(2)
     check_tokens(executor, 2)

@@ -31,7 +31,7 @@ from llm_engine.workers.stage_runner import StageRunner
 from tests.toy_model_engine import ToyModelEngine
 from tests.toy_stages import make_stage, tell_stages
 
-from .zmq_toys import SECONDS, check_tokens, children, files_in, stage_pids, toy_executor
+from .zmq_toys import SECONDS, Endless, check_tokens, children, files_in, stage_pids, toy_executor
 
 QUICKLY = 8.0
 """Seconds a failing start may take on a machine that does other things too; interpreters have to start."""
@@ -63,13 +63,6 @@ class Fatal(ToyModelEngine):
     def load(self, progress: Progress | None = None) -> ModelInfo:
         if self.stage == 1:
             os._exit(23)
-        return super().load(progress)
-
-
-class Endless(ToyModelEngine):
-    def load(self, progress: Progress | None = None) -> ModelInfo:
-        if self.stage == 0:
-            threading.Event().wait(60)
         return super().load(progress)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,22 @@ from llm_engine.core.config import EngineConfig
 from llm_engine.core.step import StepResult
 from llm_engine.engine.executors.registry import ExecutorSpec, make_zmq
 from llm_engine.engine.executors.zmq_executor import ZmqExecutor
+from llm_engine.workers.model_engine import ModelInfo, Progress
 from tests.plans import Planner
-from tests.toy_model_engine import expected_tokens
+from tests.toy_model_engine import ToyModelEngine, expected_tokens
 from tests.toy_stages import make_stage
 
 SECONDS = 20.0
 """Long enough for anything that comes at all."""
+
+
+class Endless(ToyModelEngine):
+    """Stage 0 loads for a minute, and its process is well meanwhile."""
+
+    def load(self, progress: Progress | None = None) -> ModelInfo:
+        if self.stage == 0:
+            threading.Event().wait(60)
+        return super().load(progress)
 
 
 def toy_executor(
