@@ -299,6 +299,24 @@ def test_a_last_chunk_of_a_life_before_the_pause_gives_no_token_and_is_no_end(ma
     assert [event for event, _ in request.events].count(RequestEvent.FIRST_TOKEN) == 1
 
 
+def test_that_a_step_of_a_life_before_the_pause_fails_does_not_concern_it() -> None:
+    driver = ahead_driver(max_num_batched_tokens=20)
+    driver.fail_next = 2
+    failing = driver.add(FILLS_ITS_BLOCKS, 6)
+    pushed(driver)
+    builder = driver.add(PROMPT, 1)
+    former = pushed(driver)
+    driver.retire()
+    assert pushed(driver).resumed_ids == [builder]
+    assert driver.results[0].step == former.step
+    assert driver.results[0].error is not None
+    driver.retire()
+    assert driver.outcomes[builder].deltas == []
+    driver.run()
+    check_failed(driver, failing)
+    check_right(driver, builder)
+
+
 @pytest.mark.parametrize("max_tokens", [3, 6])
 def test_a_decode_of_a_life_before_the_pause_gives_no_token_and_is_no_end(max_tokens: int) -> None:
     """As above, by its decode row: a step of the other queue fails, and it published a block behind that."""
