@@ -41,7 +41,6 @@ def run_comparison(
     simulation: SimulationConfig, engine: EngineConfig, text: str, *, json_path: str | None, plot_path: str | None
 ) -> int:
     """Run what ``--compare`` names, print the tables, write the files. Raises as ``simulation.comparison.compare``."""
-    from ..metrics.figures import new_figure
     from ..simulation.comparison import compare
     from ..simulation.entries import parse_entries
     from .simulate import progress, settings_of
@@ -49,8 +48,6 @@ def run_comparison(
     if engine.observability.trace is not None:
         raise ConfigError("trace", engine.observability.trace, "nothing beside compare: a trace is of one run")
     entries = parse_entries(text, engine.scheduler)
-    if plot_path is not None:
-        new_figure(plot_path, 1.0, 1.0)  # what cannot be drawn is told before the runs
     found: list[Compared] = []
     with progress(None) as on_finished:
         found.extend(compare(simulation, engine, entries, on_finished=on_finished))

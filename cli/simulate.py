@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import CacheConfig, EngineConfig, SchedulerConfig
 from ..core.errors import CapacityError
 from ..simulation.config import LOAD_SETTINGS, SimulationConfig
+from .outputs import check_outputs
 from .settings import ENGINE_SETTINGS, SIMULATION_SETTINGS, resolve
 from .tables import new_table
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     values = resolve(wanted, args)
     simulation = SimulationConfig(**{name: values.pop(name) for name in SIMULATION_SETTINGS if name in values})
 
-    from ..metrics.step_trace import check_writable, write_trace
+    from ..metrics.step_trace import write_trace
     from ..simulation.report import figures
     from ..simulation.setup import DEFAULT_STAGES, set_up
 
@@ -53,9 +54,8 @@ def run(args: argparse.Namespace) -> int:
     engine = EngineConfig.of(**values, pipeline_parallel_size=stages)
 
     trace = engine.observability.trace
-    for name, path in (("trace", trace), ("json", args.json), ("plot", args.plot)):
-        if path is not None:
-            check_writable(path, name)
+    written = {"trace": trace, "json": args.json, "plot": args.plot}
+    check_outputs(written, {"fit": simulation.fit, "workload": simulation.workload})
     if args.compare is not None:
         from .compare import run_comparison
 

@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..core.trace import StepStats
 from ..metrics.pipeline_report import PipelineReport, Spread, report
 from ..metrics.step_trace import TraceFile, read_trace
+from .outputs import check_outputs
 from .tables import new_table
 
 NARROWEST = 100
@@ -21,6 +22,7 @@ NARROWEST = 100
 def run(args: argparse.Namespace) -> int:
     """Print the tables, and write what was asked for; returns the exit code."""
     trace = read_trace(args.file)
+    check_outputs({"json": args.json, "plot": args.plot}, {"trace": args.file})
     if not trace.records:
         raise ConfigError("trace", args.file, "a trace of at least one step")
     begin, end = _stretch(args, trace.records)

@@ -109,9 +109,12 @@ def write_trace(path: str, metadata: TraceMetadata, records: Sequence[StepStats]
 
 
 def read_trace(path: str) -> TraceFile:
-    """The records of a trace file, as they were. Raises ``OSError``, and ``ConfigError`` for any other file."""
-    with open(path, "rb") as file:
-        data = file.read()
+    """The records of a trace file, as they were. Raises ``ConfigError`` for any other file, and for none."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise ConfigError("trace", path, f"a file that can be read ({error.strerror})") from error
     try:
         document = msgspec.json.decode(data, type=_Document)
         about = document.otherData

@@ -56,7 +56,7 @@ class Fitted:
 
 
 def read_fit(path: str) -> Fitted:
-    """Raises ``OSError``, and ``ConfigError`` for a file that is no step trace or does not tell enough."""
+    """Raises ``ConfigError`` for a file that is not there, is no step trace or does not tell enough."""
     try:
         trace = read_trace(path)
     except ConfigError as error:

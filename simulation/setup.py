@@ -31,6 +31,8 @@ DEFAULT_STAGES = 4
 DEFAULT_LINK = "lan-1g"
 DEFAULT_HARDWARE = "rtx-4070"
 DEFAULT_HOST_OVERHEAD_US = 200.0
+MOST_BLOCKS = 1 << 24
+"""About a gigabyte of books."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +270,8 @@ def _told_blocks(
 
 def _check_room(setup: Setup) -> None:
     """An engine refuses a request that the cache can never hold; so does a simulation, before it begins."""
+    if setup.num_kv_blocks > MOST_BLOCKS:
+        raise ConfigError("num_kv_blocks", setup.num_kv_blocks, f"at most {MOST_BLOCKS}: the host keeps their books")
     kv = setup.make_core().kv
     for index, arrival in enumerate(setup.arrivals):
         # The last token is sampled but never computed.

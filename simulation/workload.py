@@ -56,6 +56,8 @@ def describe(config: SimulationConfig, seed: int, max_len: int) -> list[Arrival]
     """
     if config.workload is not None:
         return _of_its_own(config, config.workload, seed, max_len)
+    if config.lengths == "fixed" and config.input_len >= max_len:
+        raise ConfigError("input_len", config.input_len, f"at most {max_len - 1}: the context is {max_len} tokens")
     if config.lengths == "fixed" and config.input_len + config.output_len > max_len:
         raise ConfigError(
             "output_len", config.output_len, f"at most {max_len - config.input_len}: the context is {max_len} tokens"

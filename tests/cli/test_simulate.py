@@ -167,12 +167,25 @@ def test_no_model_is_needed_and_no_torch() -> None:
         (["--slo-itl-ms", "-1"], 2, "milliseconds above 0"),
         (["--compare", "fair"], 2, "scheduler is 'greedy'; allowed: nothing beside compare"),
         (["--stagse", "4"], 2, "did you mean --stages"),
-        (["--output-len", "5000"], 2, "the context is 4096 tokens"),
+        (["--output-len", "5000"], 2, "output_len is 5000; allowed: at most 4032: the context is 4096 tokens"),
+        (["--input-len", "5000"], 2, "input_len is 5000; allowed: at most 4095: the context is 4096 tokens"),
+        (["--num-kv-blocks", "99999999999999"], 2, "num_kv_blocks is 99999999999999; allowed: at most"),
+        (["--fit", "/nowhere/at/all"], 2, "fit is '/nowhere/at/all'; allowed: a file that can be read"),
+        (["--plot", "picture.xyz"], 2, "plot is 'picture.xyz'; allowed: a file name that ends in one of"),
+        (["--json", "a.json", "--trace", "./a.json"], 2, "json is 'a.json'; allowed: another file than that of trace"),
+        (["--json", "a.png", "--plot", "a.png"], 2, "plot is 'a.png'; allowed: another file than that of json"),
+        (["--workload", "a.jsonl", "--json", "a.jsonl"], 2, "json is 'a.jsonl'; allowed: another file than that of wo"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(
-    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     try:
         ended = main(["simulate", *SMALL, *words])
     except SystemExit as left:
@@ -182,6 +195,7 @@ def test_bad_input_is_refused_in_a_line(
     assert said in told.err
     assert told.err.count("\n") == 1
     assert not told.out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_short_run_shows_no_bar_on_a_terminal(

@@ -105,6 +105,23 @@ def test_mistakes_end_with_one_line_and_code_2(
     assert err.count("\n") == 1
 
 
+def test_a_file_that_would_be_overwritten_or_cannot_be_written_is_refused_before_the_tables(
+    capsys: pytest.CaptureFixture[str], trace: str, tmp_path: Path
+) -> None:
+    before, one = Path(trace).read_bytes(), str(tmp_path / "one.png")
+    for words, says in (
+        (("--json", trace), f"json is {trace!r}; allowed: another file than that of trace"),
+        (("--json", one, "--plot", one), f"plot is {one!r}; allowed: another file than that of json"),
+        (("--json", "/nowhere/at/all.json"), "json is '/nowhere/at/all.json'; allowed: a file that can be written"),
+        (("--plot", "picture.doc"), "plot is 'picture.doc'"),
+    ):
+        code, out, err = run(capsys, trace, *words)
+        assert (code, out) == (2, "")
+        assert says in err
+    assert Path(trace).read_bytes() == before
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_trace_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"traceEvents": []}')
@@ -112,8 +129,8 @@ def test_what_is_no_trace_is_refused(capsys: pytest.CaptureFixture[str], tmp_pat
     assert (code, out) == (2, "")
     assert "allowed: a step trace of this version of llm-engine" in err
     code, out, err = run(capsys, str(tmp_path / "none.json"))
-    assert (code, out) == (1, "")
-    assert "none.json" in err
+    assert (code, out) == (2, "")
+    assert "none.json'; allowed: a file that can be read (No such file or directory)" in err
     empty = str(tmp_path / "empty.json")
     write_trace(empty, TraceMetadata(version="1", model="m", scheduler="s", num_stages=1, num_queues=1), [])
     assert "a trace of at least one step" in run(capsys, empty)[2]

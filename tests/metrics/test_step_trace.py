@@ -175,6 +175,12 @@ def test_any_other_file_is_refused_by_name(tmp_path: Path, content: bytes) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ConfigError, match=r"trace is .*; allowed: a file that can be read"):
+            read_trace(str(path))
+
+
 def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     write_trace(str(path), SHORT, [PLAIN])

@@ -260,5 +260,5 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"fit is .*a step trace"):
         set_up(SimulationConfig(fit=str(tmp_path / "other.json")))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ConfigError, match=r"fit is .*none\.json'; allowed: a file that can be read"):
         set_up(SimulationConfig(fit=str(tmp_path / "none.json")))

@@ -123,6 +123,11 @@ def test_memory_follows_the_share_and_may_be_told_or_unlimited() -> None:
     assert setup.simulator().run(setup.arrivals).num_preemptions == 0
 
 
+def test_more_blocks_than_can_be_counted_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_kv_blocks is 99999999999999; allowed: at most 16777216"):
+        made({"num_kv_blocks": 99_999_999_999_999})
+
+
 def test_a_cpu_has_its_own_defaults() -> None:
     setup = made(hardware="cpu-1core-avx512", model_shape="llama-2-7b")
     assert (setup.block_size, setup.limits.max_num_batched_tokens) == (16, 512)

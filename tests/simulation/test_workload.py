@@ -146,6 +146,7 @@ def test_a_file_without_requests_is_refused(tmp_path: Path) -> None:
         {"host_overhead_us": -1.0},
         {"host_overhead_us": math.inf},
         {"output_len": 4000, "input_len": 97},
+        {"input_len": 4096},
     ],
 )
 def test_impossible_numbers_are_refused_by_name(settings: dict[str, Any]) -> None:
