@@ -54,16 +54,6 @@ class StepStats:
     still until then had nothing to do."""
 
     @property
-    def schedule_seconds(self) -> float:
-        """Drain, schedule, check and book, under the lock."""
-        return self.booked_at - self.began_at
-
-    @property
-    def update_seconds(self) -> float:
-        """Retiring, under the lock."""
-        return self.retired_at - self.update_at
-
-    @property
     def step_seconds(self) -> float:
         """From push to retirement."""
         return self.retired_at - self.booked_at

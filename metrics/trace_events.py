@@ -1,7 +1,8 @@
 """From step records to Chrome trace events: who is drawn where, under which name.
 
-Perfetto shows one process with these tracks: the scheduling thread (schedule, push), the output thread (waiting for the
-lock where that takes long, update), each stage, and counters. The events of one step are tied by ``bind_id``.
+Perfetto shows one process with these tracks: the scheduling thread (schedule, push), the output thread (collect,
+waiting for the lock where that takes long, update), each stage, and counters. The events of one step are tied by
+``bind_id``.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def events_of(records: Iterable[StepStats]) -> Iterator[list[Event]]:
         for stage, (begin, end) in enumerate(record.busy):
             event = span(FIRST_STAGE + stage, "stage", computes(record), begin, end, short)
             events.append(event | {**flow, "flow_in": True, "flow_out": True})
+        if record.busy and record.busy[-1][1] < record.collected_at:
+            # From the last stage's end; what came while the thread was at an earlier step begins behind that.
+            events.append(span(OUTPUT, "collect", "collect", record.busy[-1][1], record.collected_at, short))
         if record.update_at - record.collected_at >= SHOWN_LOCK_WAIT:
             events.append(span(OUTPUT, "lock", "wait for the lock", record.collected_at, record.update_at, short))
         events.append(

@@ -119,10 +119,24 @@ def test_times_are_microseconds_since_the_first_step_began(tmp_path: Path) -> No
     assert spans_by_track(path) == {
         SCHEDULING: [(0.0, 250.0, "schedule"), (250.0, 300.0, "push")],
         FIRST_STAGE: [(1000.0, 2500.0, "decode 64")],
-        OUTPUT: [(2605.0, 2700.0, "update")],
+        OUTPUT: [(2500.0, 2600.0, "collect"), (2605.0, 2700.0, "update")],
     }
     write_trace(str(path), SHORT, [replace(record, update_at=1000.002_65)])
-    assert spans_by_track(path)[OUTPUT] == [(2600.0, 2650.0, "wait for the lock"), (2650.0, 2700.0, "update")]
+    output = [(2500.0, 2600.0, "collect"), (2600.0, 2650.0, "wait for the lock"), (2650.0, 2700.0, "update")]
+    assert spans_by_track(path)[OUTPUT] == output
+
+
+def test_a_result_that_comes_during_an_update_is_collected_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    # The first updates until 14 s and the second ends at 12; on the clock of the third's host, it ends after all.
+    first, second, third = step(1, (3.0, 10.0)), step(2, (10.0, 12.0)), step(3, (12.0, 30.0))
+    second = replace(second, collected_at=14.5, update_at=14.5, retired_at=15.0)
+    third = replace(third, collected_at=29.0, update_at=29.0, retired_at=31.0)
+    write_trace(str(path), SHORT, [first, second, third])
+    assert [(begin / 1e6, end / 1e6, name) for begin, end, name in spans_by_track(path)[OUTPUT]] == [
+        (10.0, 11.0, "collect"), (11.0, 12.0, "wait for the lock"), (12.0, 14.0, "update"),
+        (14.0, 14.5, "collect"), (14.5, 15.0, "update"), (29.0, 31.0, "update"),
+    ]  # fmt: skip
 
 
 def test_an_arrow_leads_from_the_plan_through_its_stages_to_its_update(tmp_path: Path) -> None:
