@@ -17,7 +17,7 @@ import msgspec
 import zmq
 
 from .control import Allocate, Launch, Loaded, Progress, Ready, Setup
-from .control_link import EXIT_DONE, EXIT_FAILED, ControlLink, LogToEngine, StoppedError
+from .control_link import EXIT_DONE, EXIT_FAILED, EXIT_LOST, ControlLink, LogToEngine, StoppedError
 from .model_engine import Progress as OnProgress
 from .stage import Stage
 from .stage_model import imported, make_model_engine, memory_name
@@ -66,7 +66,7 @@ def run_process() -> None:
 
 
 def run(launch: Launch, link: ControlLink, context: zmq.Context[Any]) -> None:
-    """From the settings to the last plan."""
+    """From the settings to the last plan. Raises ``StoppedError``, or why it cannot serve at all."""
     setup: Setup = link.expect(Setup)
     sockets = StageSockets(launch, setup, context)
     num_stages = setup.num_stages
@@ -89,7 +89,11 @@ def run(launch: Launch, link: ControlLink, context: zmq.Context[Any]) -> None:
         ring = None if pool.first_address is None else sockets.connected(pool.first_address)
         runner = StageRunner(stage, sockets.inbound, outbound, ring, bounds, link)
         link.send(Ready())
-        runner.serve()
+        try:
+            runner.serve()
+        except BaseException as error:
+            link.fail(error)
+            raise StoppedError(EXIT_LOST, f"{type(error).__name__}: {error}") from error
     finally:
         stage.release()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +12,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from ...core.errors import ConfigError
-from ...workers.control import FromStage, Message, Stop, decode_from_stage, encode
+from ...workers.control import FromStage, Hello, Message, Stop, decode_from_stage, encode
 from ...workers.handshakes import HandshakeMonitor
 from ...workers.links import data_socket
 from ...workers.pipeline_key import PipelineKey, ZapThread
@@ -81,6 +83,8 @@ class Door(ControlSocket):
         """Raises ``ConfigError`` for an address that cannot be bound."""
         super().__init__(context, key.token)
         self.address = address
+        self.guests: set[int] = set()
+        """Stages that have joined and will come again when they are lost, since nobody has told them not to."""
         self._num_refused = 0
         self._zap = ZapThread(context, key)
         self._zap.start()
@@ -115,6 +119,15 @@ class Door(ControlSocket):
         """A stage is to end; what it still says is dropped."""
         self._dismissed.add(identity)
         self.send(identity, Stop(final, reason))
+
+    def see_off(self, seconds: float) -> None:
+        """Tell each guest that the engine has ended as it comes again; waits for them at most so long."""
+        deadline = time.monotonic() + seconds
+        while self.guests and self.socket.poll(math.ceil(max(deadline - time.monotonic(), 0.0) * 1000)):
+            for identity, message in self.receive():
+                if isinstance(message, Hello):
+                    self.dismiss(identity, final=True, reason="the engine has ended")
+                    self.guests.discard(message.index)
 
     def close(self) -> None:
         self._handshakes.close()

@@ -30,6 +30,8 @@ _REAP_TICK = 0.02
 _ANNOUNCE_SECONDS = 3.0
 """After so long it is said which stages of other hosts are waited for."""
 _SHUTDOWN_SECONDS = 10.0
+_FAREWELL_SECONDS = 5.0
+"""How long an engine that ends in an outage waits for stages of other hosts, which come back in less."""
 _LOAD_SECONDS = 60.0
 """A start after the first one may take so long, once all stages are there ..."""
 _LOAD_FACTOR = 10.0
@@ -67,6 +69,7 @@ class ZmqExecutor(Executor):
         """Whether it has been told that the group is up, or why it failed."""
         self._look_at = 0.0
         """When the next look at the stages' health is due."""
+        self._has_served = False
         self._load_patience = math.inf
         self._announce_at = math.inf
 
@@ -97,7 +100,7 @@ class ZmqExecutor(Executor):
             except BaseException:
                 self.shutdown()
                 raise
-            self._told_up = True
+            self._told_up = self._has_served = True
             assert group.load_seconds is not None
             self._load_patience = max(_LOAD_SECONDS, _LOAD_FACTOR * group.load_seconds)
             # The books keep the pool they have: stages that start again get the same, whatever is free by then.
@@ -159,6 +162,8 @@ class ZmqExecutor(Executor):
                     logger.error("a stage's process does not end, not even killed")
                 self._group = None
             if self._door is not None:
+                if self._has_served:  # those of a start that failed wait for the next one
+                    self._door.see_off(_FAREWELL_SECONDS)
                 self._door.close()
                 self._door = None
             if self._context is not None:

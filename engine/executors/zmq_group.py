@@ -216,7 +216,10 @@ class StageGroup:
     # -- the end
 
     def begin_end(self, *, final: bool = False) -> None:
-        """Ask every stage to end, and drop what is under way. Callable twice."""
+        """Ask every stage to end, and drop what is under way. Callable twice.
+
+        ``final`` where none will be started again; one that is asked before that is known comes back to the door.
+        """
         if self._kill_at is not None:
             return
         self._kill_at = time.monotonic() + GRACE_SECONDS
@@ -229,6 +232,8 @@ class StageGroup:
                 stage.process.ask_to_end()
             elif stage.identity is not None and self._door is not None:
                 self._door.dismiss(stage.identity, final=final, reason=reason or "the engine has ended")
+                if final:
+                    self._door.guests.discard(stage.index)
         self._folder.remove()
 
     def end(self, seconds: float) -> bool:
@@ -286,6 +291,8 @@ class StageGroup:
             if greeted is not None:
                 self._by_identity[identity] = greeted
                 greeted.heard_at = self._joined_at = time.monotonic()
+                if greeted.process is None and self._door is not None:
+                    self._door.guests.add(greeted.index)
             return
         if stage is None:
             control.drop("it comes from no stage of this start")
@@ -321,6 +328,8 @@ class StageGroup:
             self.fail(stage.index, f"stage {stage.index} sent nonsense: {message}")
 
     def _take_failure(self, index: int, failed: Failed) -> None:
+        if self._door is not None and not self.stages[index].ready:
+            self._door.guests.discard(index)  # it cannot run at all: whoever started it has to see to that
         if failed.blames is not None:
             blamed = "the engine" if failed.blames < 0 else f"stage {failed.blames}"
             self.fail(max(failed.blames, 0), f"{blamed} sent nonsense to stage {index}: {failed.message}")

@@ -43,6 +43,7 @@ from llm_engine.workers.control import (
 from llm_engine.workers.fingerprint import fingerprint
 from llm_engine.workers.pipeline_key import new_key, read_key, write_key
 from llm_engine.workers.wire import WIRE_VERSION, WireError
+from tests.plans import Planner
 from tests.toy_stages import make_stage, tell_stages
 
 from .zmq_toys import SECONDS, check_tokens, children, files_in, stage_pids, toy_executor
@@ -165,6 +166,65 @@ def test_a_stage_that_was_lost_joins_again_by_itself(hosts: Hosts, monkeypatch: 
         check_tokens(executor, 2)
         assert joined.poll() is None
         assert "joining again" in hosts.log_of(joined)
+    finally:
+        executor.shutdown()
+    assert joined.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("when", ["at once", "while they start again", "after they failed to"])
+def test_a_stage_that_an_outage_has_sent_away_is_told_that_the_engine_ends(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Else it would wait for ever for an engine that is no more."""
+    tell_stages(monkeypatch, 2)
+    joined = hosts.join(1)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    try:
+        executor.start()
+        os.kill(stage_pids(executor)[0], signal.SIGKILL)
+        assert isinstance(executor.collect(SECONDS), StageDied)
+        if when == "while they start again":
+            executor.restart(1)
+            assert executor.collect(0.05) is None
+        elif when == "after they failed to":
+            monkeypatch.setattr(sys, "executable", "/bin/false")
+            executor.restart(1)
+            assert isinstance(executor.collect(SECONDS), StageDied)
+    finally:
+        executor.shutdown()
+    assert joined.wait(SECONDS) == 0
+    assert "the engine has ended" in hosts.log_of(joined)
+
+
+def test_an_engine_that_ends_waits_for_no_stage_without_an_end(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 2)
+    joined = hosts.join(1)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    executor.start()
+    joined.kill()
+    assert isinstance(executor.collect(SECONDS), StageDied)
+    began = time.monotonic()
+    monkeypatch.setattr("llm_engine.engine.executors.zmq_executor._FAREWELL_SECONDS", 0.5)
+    executor.shutdown()
+    assert 0.5 < time.monotonic() - began < 3.0
+
+
+def test_a_stage_that_breaks_while_it_serves_joins_again_too(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What broke it may have been another one's nonsense."""
+    tell_stages(monkeypatch, 2, {0: ("tests.engine.executors.liars:lie", "noise")})
+    joined = hosts.join(1)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    try:
+        executor.start()
+        planner = Planner()
+        planner.add([1, 2, 3, 4])
+        executor.push(planner.plan({1: 4}))
+        died = executor.collect(SECONDS)
+        assert isinstance(died, StageDied) and "stage 0 sent nonsense to stage 1" in died.cause
+        tell_stages(monkeypatch, 2)
+        executor.restart(1)
+        assert executor.collect(SECONDS) == StagesUp(1)
+        check_tokens(executor, 1)
     finally:
         executor.shutdown()
     assert joined.wait(SECONDS) == 0
