@@ -73,6 +73,9 @@ class Idle:
     def forward(self, batch: StageBatch, hidden: Any) -> NDArray[np.float32]:
         return self._output[: len(batch.logit_rows) if self._is_last else batch.num_tokens]
 
+    def check_device(self) -> None:
+        pass
+
     def release(self) -> None:
         pass
 

@@ -8,8 +8,10 @@ the same from the token ids alone, with Python integers.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +101,9 @@ class ToyModelEngine:
             self._returned = _logits(x[batch.logit_rows])
         return self._returned
 
+    def check_device(self) -> None:
+        """Nothing breaks a toy; see ``BreakableToy``."""
+
     def release(self) -> None:
         self.pools = []
         self.released = True
@@ -118,6 +123,31 @@ class ToyModelEngine:
             else:
                 sums[begin:end] = np.cumsum(keys, dtype=np.uint64)[batch.positions[begin:end]]
         return sums
+
+
+class BreakableToy(ToyModelEngine):
+    """Its device breaks in a forward with ``poison`` among its tokens, or while the file ``hammer`` is there, which is
+    used up by it; from then on every forward raises. That is what a broken CUDA context does."""
+
+    def __init__(
+        self, stage: int, num_stages: int, *, at: int = 0, poison: int = -1, hammer: str = "", **settings: Any
+    ) -> None:
+        super().__init__(stage, num_stages, **settings)
+        self.is_broken = False
+        self._poison, self._hammer = (poison, hammer) if at == stage else (-1, "")
+
+    def forward(self, batch: StageBatch, hidden: UInt64 | None) -> UInt64 | NDArray[np.float32]:
+        if self._hammer and os.path.exists(self._hammer):
+            os.unlink(self._hammer)
+            self.is_broken = True
+        self.is_broken = self.is_broken or self._poison in batch.token_ids
+        if self.is_broken:
+            raise RuntimeError("an illegal memory access")
+        return super().forward(batch, hidden)
+
+    def check_device(self) -> None:
+        if self.is_broken:
+            raise RuntimeError("the context is corrupt")
 
 
 class Gate:

@@ -32,10 +32,15 @@ class ModelInfo:
     free_memory_bytes: int = 0
     """What this stage may spend on its KV pool, after loading."""
     num_parameters: int = 0
+    active_share: float = 1.0
+    """Of the layers' weights, what one token uses: all of them but in a mixture of experts."""
 
 
 class ModelEngine(Protocol):
-    """One stage's model. Called by the stage's own thread only, in this order: load, allocate, forward..., release."""
+    """One stage's model. Called by the stage's own thread only, in this order: load, allocate, forward..., release.
+
+    ``check_device`` may come after any ``forward``.
+    """
 
     def load(self, progress: Progress | None = None) -> ModelInfo:
         """Build the stage's layers and read their weights. Raises ``ModelLoadError`` naming what is wrong."""
@@ -48,6 +53,11 @@ class ModelEngine(Protocol):
 
         Returns the hidden state [T, hidden_size] for the next stage, or on the last stage the logits [L, vocab_size]
         in float32 of ``batch.logit_rows``. What it returns is valid until the next call.
+        """
+
+    def check_device(self) -> None:
+        """Called after a step that raised, in ``forward`` or in sampling. Raises where no other step could be computed
+        either: the stage ends, and is started again where that is possible. Memory that is short for now is no reason.
         """
 
     def release(self) -> None:

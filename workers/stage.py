@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.errors import EngineDeadError
 from ..core.step import StepPlan, StepResult
 from .model_engine import ModelEngine, ModelInfo, Progress
 from .sampler import Sampler, SamplerFactory
@@ -80,7 +81,8 @@ class Stage:
 
         The last stage answers with a ``StepResult``, the others with a ``StageOutput``. The books take the plan's
         changes whatever becomes of the forward: a failure there, or in sampling, or on an earlier stage ends in
-        ``StepResult.error``. Only a plan that contradicts the books raises: the stage is then of no further use.
+        ``StepResult.error``. A plan that contradicts the books raises, and so does a failure after which the device
+        computes nothing any more: the stage is then of no further use.
         """
         assert self._slots is not None, "allocate comes first"
         began = self._clock()
@@ -97,12 +99,7 @@ class Stage:
         result = StepResult(plan.epoch, plan.step, [])
         output = None
         if error is None:
-            try:
-                output = self._model_engine.forward(self._slots.batch(plan), hidden)
-                if self._sampler is not None:
-                    self._sample(self._sampler, plan, output, result)
-            except Exception as exc:  # noqa: BLE001 - it is the step's answer
-                error = f"stage {self.index}: {describe(exc)}"
+            output, error = self._compute(plan, hidden, result)
         busy = [*busy, (began, self._clock())]
         if not self.is_last:
             return StageOutput(output if error is None else None, busy, error)
@@ -129,6 +126,24 @@ class Stage:
         """Drop weights, pool and books. Callable twice and before ``load``."""
         self._model_engine.release()
         self._slots = self._sampler = None
+
+    def _compute(self, plan: StepPlan, hidden: Any, result: StepResult) -> tuple[Any, str | None]:
+        """The forward's output, on the last stage sampled into ``result``; or why there is none."""
+        assert self._slots is not None
+        try:
+            output = self._model_engine.forward(self._slots.batch(plan), hidden)
+            if self._sampler is not None:
+                self._sample(self._sampler, plan, output, result)
+            return output, None
+        except Exception as exc:  # noqa: BLE001 - it is the step's answer
+            error = f"stage {self.index}: {describe(exc)}"
+        # Only here is the exception gone, and with it what the step had taken of the device's memory.
+        try:
+            self._model_engine.check_device()
+        except Exception as broken:
+            what = f"the device computes nothing any more: {broken}"
+            raise EngineDeadError(f"{what}\nseen first when step {plan.step} failed: {error}") from broken
+        return None, error
 
     def _sample(self, sampler: Sampler, plan: StepPlan, logits: Any, result: StepResult) -> None:
         assert self._slots is not None

@@ -107,6 +107,7 @@ class TorchModelEngine:
             kv_bytes_per_token=2 * spec.kv_size * self._dtype.itemsize * (stage.end - stage.start),
             free_memory_bytes=self._free_memory(),
             num_parameters=whole.num_parameters,
+            active_share=spec.active_share,
         )
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
@@ -129,6 +130,16 @@ class TorchModelEngine:
         # From another process a hidden state comes in the host's memory.
         inputs = self._tensor(batch.token_ids) if decoder.stage.is_first else hidden.to(self._device)
         return decoder.forward(inputs, self._tensor(batch.logit_rows), step)
+
+    def check_device(self) -> None:
+        """Computes one token. A broken CUDA context refuses that, and whatever comes after it."""
+        assert self._decoder is not None, "load first"
+        try:
+            self._warm_up(self._decoder)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
 
     def release(self) -> None:
         self._decoder = None

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from llm_engine.core.errors import EngineDeadError
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import StepPlan, StepResult
 from llm_engine.workers.model_engine import ModelEngine
@@ -20,7 +21,14 @@ from llm_engine.workers.sampler import BatchSampler, SamplerFactory
 from llm_engine.workers.slots import SlotTable
 from llm_engine.workers.stage import Stage, StageOutput
 from tests.plans import Planner
-from tests.toy_model_engine import VOCAB_SIZE, ToyModelEngine, expected_logits, expected_tokens, fail_on
+from tests.toy_model_engine import (
+    VOCAB_SIZE,
+    BreakableToy,
+    ToyModelEngine,
+    expected_logits,
+    expected_tokens,
+    fail_on,
+)
 from tests.workers.plain_sampler import draw, log_softmax, uniform
 
 
@@ -221,6 +229,35 @@ def test_a_failing_sampler_is_a_failed_step_and_a_sampler_can_be_replaced() -> N
         result = run([make_stage(ToyModelEngine(), make_sampler=make_sampler)], planner.plan({1: 3}))
         assert result.tokens == tokens
         assert (result.error or "").startswith(error or "")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_failure_on_a_device_that_is_broken_is_the_stages_end(index: int) -> None:
+    stages = [make_stage(BreakableToy(i, 2, at=index, poison=13), i, 2) for i in range(2)]
+    planner = Planner()
+    planner.add([1, 2, 3])
+    planner.add([5, 13])
+    assert run(stages, planner.plan({1: 3})).error is None
+    with pytest.raises(EngineDeadError, match="the device computes nothing any more: the context is corrupt\n") as died:
+        run(stages, planner.plan({2: 2}))
+    assert f"seen first when step 1 failed: stage {index}: RuntimeError: an illegal memory access" in str(died.value)
+
+
+def test_the_device_is_looked_at_only_where_the_stage_itself_failed_and_has_let_go_of_the_failure() -> None:
+    class Watched(ToyModelEngine):
+        looked = 0
+
+        def check_device(self) -> None:
+            self.looked += 1
+            assert sys.exc_info() == (None, None, None)
+
+    engines = [Watched(i, 3, on_forward=fail_on(1) if i == 1 else None) for i in range(3)]
+    stages = [make_stage(engine, i, 3) for i, engine in enumerate(engines)]
+    planner = Planner()
+    planner.add([1, 2, 3])
+    for number in range(3):
+        assert (run(stages, planner.plan({1: 1})).error is None) == (number != 1)
+    assert [engine.looked for engine in engines] == [0, 1, 0]
 
 
 def test_a_step_without_samples_has_no_tokens() -> None:
