@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +100,16 @@ class StageGroup:
         token = secrets.token_bytes(TOKEN_BYTES)
         links = Links(num_stages, settings.remote, feeds_back=settings.config.scheduler.schedule_ahead)
         self.stages = [StageRecord(index, self._looked_at) for index in range(num_stages)]
-        self._folder = SocketFolder()
-        self._local = ControlSocket(context, token)
         addresses: list[str] = []
+        with ExitStack() as undo:
+            self._folder = SocketFolder()
+            undo.callback(self._folder.remove)
+            self._local = ControlSocket(context, token)
+            undo.callback(self._local.close)
+            results = data_socket(context, zmq.PULL)
+            undo.pop_all()
+        inbound = Inbound(results, token, dict.fromkeys((Kind.RESULT, Kind.PROBE), self._last))
         self._bringup = Bringup(settings, context, epoch, token, self.stages, links, self._folder, addresses)
-        inbound = Inbound(data_socket(context, zmq.PULL), token, dict.fromkeys((Kind.RESULT, Kind.PROBE), self._last))
         self._results = Results(inbound, epoch, num_stages, self._bringup.in_flight)
         try:
             self._local.socket.bind(self._folder.address("control"))

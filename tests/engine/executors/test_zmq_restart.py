@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from llm_engine.core.step import StepResult
 from llm_engine.engine.executors import zmq_executor
@@ -151,6 +152,28 @@ def test_stages_that_cannot_be_started_again_are_another_death(
         died = death_of(executor)
     assert "could not be started again: TMPDIR is" in died.cause
     assert executor.collect(0.05) is None
+    executor.restart(2)
+    assert executor.collect(SECONDS) == StagesUp(2)
+    check_tokens(executor, 2)
+
+
+def test_without_a_socket_left_nothing_is_left_of_a_start_either(start: Callable[..., ZmqExecutor]) -> None:
+    executor = start()
+    before = children()
+    os.kill(stage_pids(executor)[1], signal.SIGKILL)
+    death_of(executor)
+    context, taken = executor._context, list[zmq.Socket[bytes]]()
+    assert context is not None
+    with pytest.raises(zmq.ZMQError):
+        while True:
+            taken.append(context.socket(zmq.PUSH))
+    executor.restart(1)
+    died = death_of(executor)
+    assert "could not be started again: Too many open files" in died.cause
+    assert not children() - before, "the remover of its socket files"
+    assert os.listdir(tempfile.gettempdir()) == []
+    for socket in taken:
+        socket.close(0)
     executor.restart(2)
     assert executor.collect(SECONDS) == StagesUp(2)
     check_tokens(executor, 2)
