@@ -76,6 +76,7 @@ class ToyModelEngine:
             kv_bytes_per_token=8 * len(self.layers),
             free_memory_bytes=self.free_memory_bytes,
             num_parameters=25 * NUM_LAYERS,
+            hidden_size=1,
         )
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
@@ -90,13 +91,13 @@ class ToyModelEngine:
         if self.on_forward is not None:
             self.on_forward(number, batch)
         self.batches.append(batch)
-        x = batch.token_ids.astype(np.uint64) if hidden is None else hidden
+        x = batch.token_ids.astype(np.uint64) if hidden is None else hidden[:, 0]
         assert len(x) == batch.num_tokens
         for layer, pool in zip(self.layers, self.pools, strict=True):
             pool[batch.slot_mapping] = _keys(x, batch.positions, layer)
             x = _mix(self._sums(pool, batch), layer)
         if self.stage < self.num_stages - 1:
-            self._returned = x
+            self._returned = x[:, None]
         else:
             self._returned = _logits(x[batch.logit_rows])
         return self._returned

@@ -32,6 +32,8 @@ class ModelInfo:
     free_memory_bytes: int = 0
     """What this stage may spend on its KV pool, after loading."""
     num_parameters: int = 0
+    hidden_size: int | None = None
+    """Of what goes from stage to stage; ``None`` where the model engine does not say, and nobody checks."""
     active_share: float = 1.0
     """Of the layers' weights, what one token uses: all of them but in a mixture of experts."""
 

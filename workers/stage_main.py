@@ -84,7 +84,13 @@ def run(launch: Launch, link: ControlLink, context: zmq.Context[Any]) -> None:
         link.send(Loaded(info, sockets.addresses, memory_name(setup.on_cuda)))
         pool: Allocate = link.expect(Allocate)
         stage.allocate(pool.num_blocks, pool.block_size)
-        bounds = PlanBounds(setup.config.scheduler.max_num_seqs, info.max_model_len, info.vocab_size, pool.num_blocks)
+        bounds = PlanBounds(
+            setup.config.scheduler.max_num_seqs,
+            info.max_model_len,
+            info.vocab_size,
+            pool.num_blocks,
+            info.hidden_size,
+        )
         outbound = sockets.connected(pool.next_address)
         ring = None if pool.first_address is None else sockets.connected(pool.first_address)
         runner = StageRunner(stage, sockets.inbound, outbound, ring, bounds, link)

@@ -101,7 +101,9 @@ class StageRunner:
         head = decode_output_head(buffers[2])
         if len(head.busy) != self._stage.index:
             raise WireError(f"{len(head.busy)} times of {self._stage.index} stages")
-        hidden = None if head.error is not None else tensor_from(buffers[3], head, plan.num_tokens)
+        hidden = (
+            None if head.error is not None else tensor_from(buffers[3], head, plan.num_tokens, self._bounds.hidden_size)
+        )
         return _Work(plan, frames[:2], StageOutput(hidden, head.busy, head.error))
 
     def _execute(self, work: _Work) -> None:

@@ -30,8 +30,11 @@ def tensor_bytes(hidden: Any) -> Any:
     return np.ascontiguousarray(hidden).reshape(-1).view(np.uint8).data
 
 
-def tensor_from(frame: Buffer, head: OutputHead, num_tokens: int) -> Any:
-    """The tensor in a frame: the frame's own memory where that is aligned, else a copy. Raises ``WireError``."""
+def tensor_from(frame: Buffer, head: OutputHead, num_tokens: int, hidden_size: int | None = None) -> Any:
+    """The tensor [num_tokens, hidden_size] in a frame: the frame's own memory where that is aligned, else a copy.
+
+    Raises ``WireError``. With no ``hidden_size`` any width will do.
+    """
     known = _TORCH if head.library == "torch" else _NUMPY if head.library == "numpy" else ()
     if head.dtype not in known:
         raise WireError(f"a hidden state of {head.library!r} in {head.dtype!r}")
@@ -41,6 +44,8 @@ def tensor_from(frame: Buffer, head: OutputHead, num_tokens: int) -> Any:
         count *= length
     if not head.shape or min(head.shape) < 0 or head.shape[0] != num_tokens or count * size != len(frame):
         raise WireError(f"{len(frame)} bytes for a hidden state {list(head.shape)} of {num_tokens} tokens")
+    if hidden_size is not None and head.shape != (num_tokens, hidden_size):
+        raise WireError(f"a hidden state {list(head.shape)} of {num_tokens} tokens, {hidden_size} wide")
     array = np.frombuffer(frame, np.uint8)
     if array.ctypes.data % 8 or not array.flags.writeable:
         # Small messages lie in the receiver's common buffer, wherever they happened to end up.

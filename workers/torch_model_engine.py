@@ -107,6 +107,7 @@ class TorchModelEngine:
             kv_bytes_per_token=2 * spec.kv_size * self._dtype.itemsize * (stage.end - stage.start),
             free_memory_bytes=self._free_memory(),
             num_parameters=whole.num_parameters,
+            hidden_size=spec.hidden_size,
             active_share=spec.active_share,
         )
 

@@ -92,6 +92,8 @@ class PlanBounds:
     max_model_len: int
     vocab_size: int
     num_blocks: int
+    hidden_size: int | None = None
+    """Of a token's hidden state, exactly; ``None`` where nobody knows."""
 
 
 class PlanHead(msgspec.Struct, array_like=True, forbid_unknown_fields=True):

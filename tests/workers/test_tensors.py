@@ -55,6 +55,16 @@ def test_read_only_memory_is_copied() -> None:
     assert received.flags.writeable
 
 
+def test_another_width_than_the_models_is_refused() -> None:
+    frame = bytearray(24)
+    assert tensor_from(frame, head("numpy", "float32", (2, 3)), 2, 3).shape == (2, 3)  # type: ignore[arg-type]
+    for shape in ((2, 3, 1), (2, 1, 3), (6,), (2, 2)):
+        with pytest.raises(WireError, match="of 2 tokens"):
+            tensor_from(frame, head("numpy", "float32", shape), 2, 3)  # type: ignore[arg-type]
+    with pytest.raises(WireError, match=r"a hidden state \[2, 3\] of 2 tokens, 4 wide"):
+        tensor_from(frame, head("numpy", "float32", (2, 3)), 2, 4)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [

@@ -59,6 +59,13 @@ def endless_times(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
     _spoil(self, kind, frames, lambda result: setattr(result, "busy", [(0.0, math.inf)] * 2))
 
 
+def too_wide(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+    """Of a stage that is not the last."""
+    head = decode_output_head(frames[2])
+    head.shape, head.dtype = (head.shape[0], 2 * head.shape[1]), "float32"
+    _send(self, kind, [*frames[:2], encode_output_head(head), frames[3]])
+
+
 def times_between(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
     """Of a stage that is not the last."""
     head = decode_output_head(frames[2])
