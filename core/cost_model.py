@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,38 @@ class LinearCost:
         return self.base + self.per_token * shape.num_tokens + self.per_context * shape.context_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Seconds by tokens: a line, and where steps of about so many were seen, what those took.
+
+    A mixture of experts reads two experts for one token and all of them for a few dozen: no line holds both."""
+
+    line: LinearCost
+    bends: Mapping[int, float]
+    """By half-octave of tokens: what was measured, as a share of the line."""
+
+    def at(self, num_tokens: float) -> float:
+        """Seconds of a step of so many tokens."""
+        return self.line.at(num_tokens) * self.bends.get(_octave(num_tokens), 1.0)
+
+    def was_seen(self, num_tokens: float) -> bool:
+        """Whether a step of about so many tokens was measured."""
+        return _octave(num_tokens) in self.bends
+
+    @classmethod
+    def total(cls, costs: Sequence[StepCost]) -> StepCost:
+        """What they take one after the other."""
+        line = LinearCost(sum(cost.line.base for cost in costs), sum(cost.line.per_token for cost in costs))
+        bends = {}
+        for octave in sorted({octave for cost in costs for octave in cost.bends}):
+            size = 2.0 ** ((octave - 1) / 2)
+            whole = line.at(size)
+            if whole:
+                parts = (cost.line.at(size) * cost.bends.get(octave, 1.0) for cost in costs)
+                bends[octave] = sum(parts) / whole
+        return cls(line, bends)
+
+
 @dataclass(slots=True)
 class _Cell:
     """Steps of about one size and history: their means."""
@@ -77,15 +109,14 @@ class CostFit:
     Steps are gathered in cells by size and history, half an octave wide, and least squares run over the cells' means.
     So a thousand steps of one size do not make the fit forget what others cost, and a cell follows what changes.
     Errors count relative to the time taken. Coefficients that come out negative, as noise makes them, are dropped and
-    the rest fitted again. Until sizes differ, the fixed part is taken for that of ``PRIOR_KNEE`` tokens.
+    the rest fitted again. Until sizes differ, the fixed part is taken for that of ``prior_knee`` tokens.
     """
 
-    PRIOR_KNEE = 64.0
     MEMORY = 32
     """A cell's mean is of about so many steps."""
 
-    def __init__(self, num_columns: int = 1) -> None:
-        self._num_columns = num_columns
+    def __init__(self, num_columns: int = 1, prior_knee: float = 64.0) -> None:
+        self._num_columns, self._prior_knee = num_columns, prior_knee
         self._cells: dict[tuple[int, int], _Cell] = {}
         self._costs: list[LinearCost] | None = None
         self.num_steps = 0
@@ -133,7 +164,7 @@ class CostFit:
         if not self._cells:
             return None
         # Where only large steps were seen, a short one is guessed.
-        prior = self.PRIOR_KNEE
+        prior = self._prior_knee
         return self.best_rate * min(
             seconds * min(1.0, 2 * prior / (prior + tokens)) for tokens, seconds in self._slowest_columns()
         )
@@ -142,7 +173,7 @@ class CostFit:
     def best_rate(self) -> float:
         """Tokens a second of the best steps so far; 0 before the first step. Where only short ones were seen, what a
         large one could do is guessed: or small micro-batches, chosen by a small knee, would confirm it for ever."""
-        prior = self.PRIOR_KNEE
+        prior = self._prior_knee
         rates = (max(tokens, min(prior, (prior + tokens) / 2)) / seconds for tokens, seconds in self._slowest_columns())
         return max(rates, default=0.0)
 
@@ -150,7 +181,7 @@ class CostFit:
         """By cell: tokens, and seconds of the column that took longest."""
         return [(cell.num_tokens, max([*cell.seconds, 1e-9])) for cell in self._cells.values()]
 
-    def near(self, num_tokens: float) -> list[LinearCost]:
+    def near(self, num_tokens: float) -> list[StepCost]:
         """The fit of every column where steps of about this size count most; the cost of their usual history is put
         on the tokens. Empty before the first step."""
         if not self._cells:
@@ -162,8 +193,20 @@ class CostFit:
                 total += weight
                 history += weight * cell.context_tokens / cell.num_tokens
         history = history / total if total else 0.0
-        fits = self._fit(num_tokens)
-        return [LinearCost(fit.base, fit.per_token + history * fit.per_context) for fit in fits]
+        return [
+            StepCost(LinearCost(fit.base, fit.per_token + history * fit.per_context), self._bends(column, fit))
+            for column, fit in enumerate(self._fit(num_tokens))
+        ]
+
+    def _bends(self, column: int, fit: LinearCost) -> dict[int, float]:
+        """A single step counts half: the fit is as good a witness."""
+        found: dict[int, tuple[float, float]] = {}
+        for (octave, _), cell in self._cells.items():
+            expected = fit.at(cell.num_tokens, cell.context_tokens)
+            if expected:
+                count, total = found.get(octave, (1.0, 1.0))
+                found[octave] = count + cell.count, total + cell.count * cell.seconds[column] / expected
+        return {octave: total / count for octave, (count, total) in found.items()}
 
     @staticmethod
     def _closeness(cell: _Cell, num_tokens: float) -> float:
@@ -192,7 +235,7 @@ class CostFit:
     def _weighted(self) -> list[_Cell]:
         cells = list(self._cells.values())
         first = cells[0]
-        share = self.PRIOR_KNEE / (self.PRIOR_KNEE + first.num_tokens)
+        share = self._prior_knee / (self._prior_knee + first.num_tokens)
         # Counts as a hundredth of a step: any other size outweighs it.
         return [*cells, _Cell(0.01, 0.0, 0.0, [value * share for value in first.seconds])]
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .cost_model import CostFit, LinearCost
+from .cost_model import CostFit, LinearCost, StepCost
 from .step import StepPlan, StepResult
 
 _EVERY_STEP_UP_TO = 16
@@ -18,6 +18,8 @@ _MOSTLY_PROMPTS = 0.1
 """Share of decodes in a step that still counts as one of prompts."""
 _HIGHEST_PRICE = 1 / 256
 """Of a token of history: none was seen to cost so much."""
+_USUAL_KNEE = 128.0
+"""Tokens up to which a step of a dense model hardly takes longer, until it is known."""
 Spans = Sequence[tuple[float, float]]
 
 
@@ -25,22 +27,24 @@ Spans = Sequence[tuple[float, float]]
 class RoundTrip:
     """What a micro-batch costs: in the slowest stage, and on its whole way round when it waits for nobody."""
 
-    slowest: LinearCost
-    around: LinearCost
+    slowest: StepCost
+    around: StepCost
     """All stages, the links between them and back, the host."""
-    knee: float
-    """Tokens up to which a step hardly takes longer; see ``CostFit.knee``."""
 
 
 class PipelineTiming:
     """Under the state lock; schedulers read it (``TimingView``)."""
 
-    def __init__(self, num_stages: int) -> None:
+    def __init__(self, num_stages: int, active_share: float = 1.0) -> None:
+        """``active_share``: of the weights, what one token uses."""
         self.num_steps = 0
         """Steps that came back with times."""
+        self.usual_knee = _USUAL_KNEE / active_share
+        """Tokens up to which a step of such a model hardly takes longer on most devices: four times as many where
+        a token uses a quarter of the weights that a step reads."""
         self._num_stages = num_stages
-        self._steps = CostFit(num_stages)
-        self._prompts = CostFit()
+        self._steps = CostFit(num_stages, self.usual_knee / 2)
+        self._prompts = CostFit(1, self.usual_knee / 2)
         """The slowest stage in steps of prompts: a chunk reads its history once, a row of decodes each its own."""
         self._link = CostFit()
         """From one stage to the next: the mean over those where it can be told."""
@@ -51,6 +55,7 @@ class PipelineTiming:
         """Per queue: the first decode of its last step, and when the last stage was done with it."""
         self._fresh_until = 0
         self._trips: dict[int, RoundTrip] = {}
+        self._knee: float | None = None
 
     def observe(self, plan: StepPlan, result: StepResult) -> None:
         """A step came back, in the order of the pushes; one without times, or that failed, teaches nothing."""
@@ -115,16 +120,27 @@ class PipelineTiming:
         since fitting costs more than looking."""
         if not self.num_steps:
             return None
-        if self.num_steps >= self._fresh_until:
-            self._fresh_until = self.num_steps + max(1, min(32, self.num_steps // 4))
-            self._trips.clear()
+        self._refresh()
         key = round(2 * math.log2(num_tokens + 1.0))
         if key not in self._trips:
             self._trips[key] = self._fit(2.0 ** (key / 2) - 1.0)
         return self._trips[key]
 
+    @property
+    def knee(self) -> float:
+        """Tokens up to which a step hardly takes longer; see ``CostFit.knee``."""
+        self._refresh()
+        if self._knee is None:
+            self._knee = self._steps.knee or self.usual_knee
+        return self._knee
+
+    def _refresh(self) -> None:
+        if self.num_steps >= self._fresh_until:
+            self._fresh_until = self.num_steps + max(1, min(32, self.num_steps // 4))
+            self._trips.clear()
+            self._knee = None
+
     def _fit(self, num_tokens: float) -> RoundTrip:
         stages = self._steps.near(num_tokens)
         parts = [*stages, *self._link.near(num_tokens) * (self._num_stages - 1), *self._back.near(num_tokens)]
-        around = LinearCost(sum(part.base for part in parts), sum(part.per_token for part in parts))
-        return RoundTrip(max(stages, key=lambda cost: cost.at(num_tokens)), around, self._steps.knee or 0.0)
+        return RoundTrip(max(stages, key=lambda cost: cost.at(num_tokens)), StepCost.total(parts))

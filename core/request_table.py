@@ -15,11 +15,13 @@ from .views import RequestView
 class RequestTable:
     """Owned by ``EngineCore``; every method under the state lock. Schedulers are given it to read."""
 
-    def __init__(self, num_queues: int, block_size: int, *, num_stages: int = 1, look_ahead: int = 0) -> None:
+    def __init__(
+        self, num_queues: int, block_size: int, *, num_stages: int = 1, look_ahead: int = 0, active_share: float = 1.0
+    ) -> None:
         self.num_stages = num_stages
         self.look_ahead = look_ahead
         """How many plans may be pushed for a queue before the tokens of its last one are known: 0 or 1."""
-        self.timing = PipelineTiming(num_stages)
+        self.timing = PipelineTiming(num_stages, active_share)
         """What steps cost, learnt from those that came back."""
         self.requests: dict[int, Request] = {}
         self.queues = [DecodeQueue(index, block_size) for index in range(num_queues)]

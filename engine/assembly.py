@@ -44,13 +44,15 @@ def make_core(
     on_cuda: bool,
     feeds_back: bool = True,
     sliding_window: int | None = None,
+    active_share: float = 1.0,
     resources: Sequence[BaseResourceManager] | None = None,
     make_scheduler: SchedulerFactory | None = None,
 ) -> EngineCore:
     """Books with everything in them idle. Raises ``ConfigError`` for what nobody knows or can make.
 
     ``make_scheduler`` takes the place of the scheduler that the settings name, ``resources`` of the resources;
-    ``feeds_back`` says whether the stages take plans made ahead of their tokens.
+    ``feeds_back`` says whether the stages take plans made ahead of their tokens, ``active_share`` how much of its
+    weights a token uses.
     """
     settings = config.scheduler
     limits = make_limits(config, block_size, on_cuda=on_cuda)
@@ -71,6 +73,7 @@ def make_core(
         num_queues=settings.num_queues or _wanted_queues(scheduler, num_stages, name),
         num_stages=num_stages,
         look_ahead=int(settings.schedule_ahead and feeds_back),
+        active_share=active_share,
         scheduler_name=name,
     )
 

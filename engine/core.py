@@ -49,11 +49,18 @@ class EngineCore:
         num_queues: int,
         num_stages: int | None = None,
         look_ahead: int = 0,
+        active_share: float = 1.0,
         scheduler_name: str = "default",
     ) -> None:
         self.limits, self.kv, self.scheduler, self.resources = limits, kv, scheduler, resources
         self.scheduler_name = scheduler_name
-        self.table = RequestTable(num_queues, kv.block_size, num_stages=num_stages or num_queues, look_ahead=look_ahead)
+        self.table = RequestTable(
+            num_queues,
+            kv.block_size,
+            num_stages=num_stages or num_queues,
+            look_ahead=look_ahead,
+            active_share=active_share,
+        )
         self.slots = SequenceSlots(limits.max_num_seqs)
         self.view = KVView(kv)
         self.in_flight: deque[InFlight] = deque()

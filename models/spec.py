@@ -116,6 +116,21 @@ class ModelSpec:
         """Width of the keys, or the values, of one token."""
         return self.num_kv_heads * self.head_dim
 
+    def num_weights(self, layer: LayerSpec, *, of_a_token: bool = False) -> int:
+        """Of one layer's matrices, or of those that one token passes."""
+        attention = self.hidden_size * 2 * (self.q_size + self.kv_size)
+        if layer.experts is None:
+            return attention + 3 * self.hidden_size * self.intermediate_size
+        experts = layer.experts
+        count = experts.top_k if of_a_token else experts.num_experts
+        return attention + self.hidden_size * (experts.num_experts + 3 * experts.intermediate_size * count)
+
+    @property
+    def active_share(self) -> float:
+        """Of the layers' weights, what one token uses: all of them but in a mixture of experts."""
+        used = sum(self.num_weights(layer, of_a_token=True) for layer in self.layers)
+        return used / sum(map(self.num_weights, self.layers))
+
     @property
     def sliding_window(self) -> int | None:
         """The widest window, where every layer has one."""

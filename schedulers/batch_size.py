@@ -9,8 +9,6 @@ from .limits import Limits
 from .outstanding import Outstanding
 from .traffic import Traffic
 
-KNEE = 128.0
-"""Tokens up to which a step hardly takes longer, until it is known."""
 _ENOUGH = 16
 """Times the knee: what a step costs beside its tokens is lost in what they cost, and larger ones only make all decode,
 and run out of memory, in one wave."""
@@ -49,20 +47,16 @@ class BatchSize:
         if not work.prompt_tokens:
             self._burst = 0.0
             return limits.max_num_batched_tokens
-        knee, stages, rows = self.knee(table), table.num_stages, work.num_decodes / num_queues
-        size = min(float(limits.max_num_batched_tokens), rows + _ENOUGH * max(knee, KNEE))
+        timing, stages, rows = table.timing, table.num_stages, work.num_decodes / num_queues
+        knee, usual = timing.knee, timing.usual_knee
+        size = min(float(limits.max_num_batched_tokens), rows + _ENOUGH * max(knee, usual))
         if stages > 1:
             fixed = _FIXED_SHARE * knee + work.num_prompts / (2 * stages)
             self._burst = max(self._burst, math.sqrt(fixed * work.prompt_tokens * work.mean_worth / (stages - 1)))
             # Where no decodes ride along, a smaller chunk is not worth a step of its own.
-            least = knee - rows if rows else max(knee, KNEE)
+            least = knee - rows if rows else max(knee, usual)
             size = min(size, rows + max(least, self._burst) / work.mean_worth)
         if rows and (work.crowded or work.prompt_tokens <= num_queues * (knee - rows)):
             due = self._traffic.due(rows, work.prompt_tokens / num_queues)
             size = min(size, max(knee, rows + due, rows + limits.chunk_unit))
         return max(1, int(size))
-
-    @staticmethod
-    def knee(table: TableView) -> float:
-        trip = table.timing.round_trip(KNEE)
-        return KNEE if trip is None else trip.knee

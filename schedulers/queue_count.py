@@ -12,6 +12,9 @@ class QueueCount:
 
     So there are as many as stages, more where links and the host take time on the way round, fewer where one stage is
     much slower than the others. Looked at again once a revolution, and when the work has doubled or halved.
+
+    Of decodes alone a micro-batch always has the same few sizes, and what those took counts; sizes with prompts come
+    as it happens, and only the line through all of them says how they compare.
     """
 
     def __init__(self) -> None:
@@ -27,18 +30,26 @@ class QueueCount:
         if trip is None:
             self.count = min(len(table.queues), stages)
         elif timing.num_steps >= self._look_again_at or not self._tokens < 2 * tokens < 4 * self._tokens:
+            decodes_alone = not work.prompt_tokens
+            slowest, around = (trip.slowest, trip.around) if decodes_alone else (trip.slowest.line, trip.around.line)
             times = []
             for count in range(1, min(len(table.queues), tokens) + 1):
                 size = min(largest, -(-tokens // count))
-                revolution = max(count * trip.slowest.at(size), trip.around.at(size))
+                # As even as they can be, some have a token less.
+                less = max(0, count * size - tokens)
+                stage = (count - less) * slowest.at(size) + less * slowest.at(size - 1)
+                revolution = max(stage, around.at(size))
                 times.append(revolution / min(count * size, tokens))
-            self.count = self._best(times, stages)
+            unsure = 0.03
+            if decodes_alone:
+                unsure = 0.02 if trip.slowest.was_seen(-(-tokens // (self.count or stages))) else 0.1
+            self.count = self._best(times, min(stages, len(times)), unsure)
             self._look_again_at, self._tokens = timing.num_steps + self.count, tokens
         return self.count
 
-    def _best(self, times: list[float], stages: int) -> int:
-        """The count with the least seconds a token; not another one for a small gain."""
-        for count, indifferent in ((stages, 0.01), (self.count, 0.03)):
+    def _best(self, times: list[float], stages: int, unsure: float) -> int:
+        """The count with the least seconds a token; not another one for a gain as small as the estimates are sure."""
+        for count, indifferent in ((stages, 0.01), (self.count, unsure)):
             if 0 < count <= len(times) and times[count - 1] <= min(times) * (1.0 + indifferent):
                 return count
         return times.index(min(times)) + 1

@@ -84,7 +84,7 @@ def stage_memory(
     # At the widest: the stream and its norm; gate, up and their product.
     width = 2 * spec.hidden_size + 3 * max(spec.intermediate_size, *(_mlp_width(layer) for layer in spec.layers))
     for stage, layers in enumerate(_layers_of(spec, split)):
-        weights = sum(num_weights(spec, layer) for layer in layers)
+        weights = sum(map(spec.num_weights, layers))
         is_first, is_last = stage == 0, stage == len(split) - 1
         weights += table * (is_first + is_last - (is_first and is_last and spec.tie_embeddings))
         found.append(
@@ -109,16 +109,6 @@ def num_blocks_in_memory(stages: Sequence[StageMemory], hardware: Hardware, bloc
         least = blocks if least is None else min(least, blocks)
     assert least is not None
     return least
-
-
-def num_weights(spec: ModelSpec, layer: LayerSpec) -> int:
-    """Of one layer: its matrices."""
-    hidden = spec.hidden_size
-    attention = hidden * 2 * (spec.q_size + spec.kv_size)
-    if layer.experts is None:
-        return attention + 3 * hidden * spec.intermediate_size
-    experts = layer.experts
-    return attention + hidden * experts.num_experts * (1 + 3 * experts.intermediate_size)
 
 
 def _mlp_width(layer: LayerSpec) -> int:

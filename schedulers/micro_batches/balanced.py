@@ -70,12 +70,13 @@ class BalancedMicroBatch(MicroBatch):
         rows = self._turns.take(step, runnable_decodes(step))
         spread = -(-work.num_tokens // in_use)
         if not len(rows):
-            spread = max(spread, int(self._size.knee(table)))  # a step of its own has room up to the knee
+            spread = max(spread, int(table.timing.knee))  # a step of its own has room up to the knee
         decode_tokens = len(rows) * step.limits.tokens_per_decode
         target = min(largest, max(spread, decode_tokens + step.limits.chunk_unit))
         take_decodes(step, rows, capacity)
         room = (target - decode_tokens) * work.mean_worth
-        take_prompts(step, waiting, capacity, self._chunking, room=room, price=price)
+        # Where memory bounds how many there are, more than is due of prompts only comes in waves.
+        take_prompts(step, waiting, capacity, self._chunking, room=room, price=price, sharp=work.crowded)
 
     def added(self, request: RequestView) -> None:
         self._size.added(request)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from llm_engine.core.cost_model import CostFit, LinearCost, StepShape
+from llm_engine.core.cost_model import CostFit, LinearCost, StepCost, StepShape
 from llm_engine.core.step import StepPlan
 
 TRUE = LinearCost(5e-3, 1e-4, 2e-8)
@@ -101,9 +101,9 @@ def test_near_a_size_its_like_count_most() -> None:
         fit.observe(tokens, 0, roofline(tokens))
     (small,), (large,) = fit.near(12), fit.near(700)
     assert small.at(12) == pytest.approx(16e-3, rel=0.05)
-    assert small.per_token < 5e-5, "flat there"
+    assert small.line.per_token < 5e-5, "flat there"
     assert large.at(700) == pytest.approx(0.14, rel=0.05)
-    assert large.per_token == pytest.approx(2e-4, rel=0.1)
+    assert large.line.per_token == pytest.approx(2e-4, rel=0.1)
 
 
 def test_near_a_size_the_usual_history_counts_with_the_tokens() -> None:
@@ -113,6 +113,49 @@ def test_near_a_size_the_usual_history_counts_with_the_tokens() -> None:
             observe(fit, tokens, history)
     (found,) = fit.near(32)
     assert found.at(32) == pytest.approx(TRUE.at(32, 32 * 1000 + 528), rel=0.05)
+
+
+def experts(tokens: int) -> float:
+    """What four stages of a mixture of experts take: two experts for the first token, nearly all for a few dozen."""
+    return 20e-3 - 15e-3 * 0.75**tokens
+
+
+def test_where_a_size_was_seen_its_own_times_count() -> None:
+    fit = CostFit()
+    for tokens in (2, 32, 64, 128):
+        for _ in range(20):
+            fit.observe(tokens, 0, experts(tokens))
+    (found,) = fit.near(2)
+    assert (found.was_seen(2), found.was_seen(1)) == (True, False)
+    assert found.at(2) == pytest.approx(experts(2), rel=0.05)
+    assert found.at(1) > 1.3 * experts(1), "no line knows that"
+    for _ in range(20):
+        fit.observe(1, 0, experts(1))
+    (found,) = fit.near(2)
+    assert found.was_seen(1)
+    assert found.at(1) == pytest.approx(experts(1), rel=0.05)
+    assert found.line.at(1) > 1.1 * experts(1)
+
+
+def test_one_odd_step_bends_the_line_by_half() -> None:
+    fit = CostFit()
+    for tokens in (8, 16, 32, 64, 128):
+        for _ in range(30):
+            observe(fit, tokens)
+    observe(fit, 4, noise=3.0)
+    (found,) = fit.near(32)
+    assert found.at(4) == pytest.approx(2 * TRUE.at(4), rel=0.1)
+
+
+def test_stages_one_after_the_other_take_the_sum_of_what_each_takes_at_a_size() -> None:
+    fit = CostFit(2)
+    for tokens in (1, 2, 4, 8, 64):
+        for _ in range(9):
+            fit.observe(tokens, 0, experts(tokens), 2 * TRUE.at(tokens))
+    first, second = fit.near(4)
+    total = StepCost.total([first, second])
+    for tokens in (1, 2, 4, 8, 64):
+        assert total.at(tokens) == pytest.approx(first.at(tokens) + second.at(tokens), rel=0.02)
 
 
 def test_the_knee_is_where_a_step_begins_to_take_longer() -> None:

@@ -60,6 +60,15 @@ def test_nothing_is_known_before_the_first_step() -> None:
     assert timing.history_price == 0.0
 
 
+def test_a_model_that_uses_a_quarter_of_its_weights_for_a_token_is_taken_to_have_room_for_four_times_as_many() -> None:
+    dense, sparse = PipelineTiming(2), PipelineTiming(2, active_share=0.25)
+    assert sparse.knee == sparse.usual_knee == 4 * dense.usual_knee == 4 * dense.knee
+    plan = StepPlan(0, chunk_ids=[1], chunk_tokens=[512], chunk_starts=[0], chunk_samples=[False])
+    for timing in (dense, sparse):
+        timing.observe(plan, StepResult(0, 1, [], busy=[(0.0, 0.1), (0.1, 0.2)]))
+    assert sparse.knee > 2 * dense.knee, "how long a short step takes is still guessed"
+
+
 def test_failed_steps_and_those_without_times_teach_nothing() -> None:
     timing = PipelineTiming(2)
     timing.observe(StepPlan(0, decode_ids=[1]), StepResult(0, 1, []))

@@ -328,13 +328,17 @@ def test_where_nobody_decodes_a_chunk_ends_at_the_nearest_multiple_of_the_unit(u
     assert chunks(books.plan()) == {0: size}, "128 are as good as any number, until costs are known"
 
 
-def test_beside_decodes_it_ends_at_the_multiple_before() -> None:
-    books = balanced(chunk_unit=48)
+@pytest.mark.parametrize(("max_num_seqs", "size"), [(100, 132), (41, 88)])
+def test_beside_decodes_it_ends_at_the_nearest_too_but_before_it_where_others_find_no_room(
+    max_num_seqs: int, size: int
+) -> None:
+    books = balanced(chunk_unit=44, max_num_seqs=max_num_seqs)
     fill(books, 10, 10, 10, 10)
+    books.waiting(400)
     books.waiting(400)
     plan = books.plan()
     assert plan is not None
-    assert (len(plan.decode_ids), chunks(plan)) == (10, {40: 96}), "118 beside them make 128"
+    assert (len(plan.decode_ids), chunks(plan)) == (10, {40: size}), "118 beside them make 128"
 
 
 # -- how many queues

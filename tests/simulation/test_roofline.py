@@ -8,7 +8,7 @@ from llm_engine.core.cost_model import StepShape
 from llm_engine.core.errors import CapacityError
 from llm_engine.simulation.hardware import GIB, HARDWARE
 from llm_engine.simulation.model_shapes import SHAPES
-from llm_engine.simulation.roofline import num_blocks_in_memory, num_weights, roofline_costs, stage_memory
+from llm_engine.simulation.roofline import num_blocks_in_memory, roofline_costs, stage_memory
 
 EVEN_13B = (10, 10, 10, 10)
 GEFORCE = HARDWARE["rtx-4070"]
@@ -34,7 +34,7 @@ GEFORCE = HARDWARE["rtx-4070"]
 def test_shapes_weigh_what_the_models_are_known_to_weigh(name: str, billions: float) -> None:
     spec = SHAPES[name]
     tables = 1 if spec.tie_embeddings else 2
-    total = sum(num_weights(spec, layer) for layer in spec.layers) + tables * spec.vocab_size * spec.hidden_size
+    total = sum(spec.num_weights(layer) for layer in spec.layers) + tables * spec.vocab_size * spec.hidden_size
     assert total / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
@@ -71,7 +71,7 @@ def test_a_decode_reads_the_weights_and_a_prompt_computes() -> None:
     spec, speed = SHAPES["llama-2-13b"], GEFORCE.speed
     cost = roofline_costs(spec, EVEN_13B, GEFORCE, 2)[1]
     fixed = GEFORCE.step_overhead + 10 * speed.layer_seconds
-    weights = 10 * num_weights(spec, spec.layers[0])
+    weights = 10 * spec.num_weights(spec.layers[0])
     decode = cost.seconds(StepShape(1, 100, 1, 1, 100)) - fixed
     assert decode == pytest.approx(2 * weights / speed.weight_bytes, rel=0.02)
     prompt = cost.seconds(StepShape(2048, 2048 * 1024, 0, 1, 2048)) - fixed
