@@ -13,8 +13,10 @@ import os
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
+from operator import attrgetter
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +29,12 @@ logger = logging.getLogger(__name__)
 FORMAT = "llm-engine step trace"
 FORMAT_VERSION = 1
 
+MOST = 1 << 53
+"""Tokens, blocks and whatever is counted in a trace: a float holds all numbers up to here."""
+LONGEST = 1e9
+"""Seconds from the zero of a clock that counts from when a host was started: thirty years."""
+Count = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceMetadata:
@@ -36,22 +44,22 @@ class TraceMetadata:
     """Of llm-engine."""
     model: str
     scheduler: str
-    num_stages: int
-    num_queues: int
-    layers_per_stage: tuple[int, ...] = ()
+    num_stages: Count
+    num_queues: Count
+    layers_per_stage: tuple[Count, ...] = ()
     """Empty where not known."""
-    limits: Mapping[str, int | None] = field(default_factory=dict)
+    limits: Mapping[str, Annotated[int, msgspec.Meta(ge=0, le=MOST)] | None] = field(default_factory=dict)
     """The scheduler's, by name."""
-    num_kv_blocks: int | None = None
+    num_kv_blocks: Count | None = None
     """In the pool, the null block included."""
-    block_size: int | None = None
-    num_cores: int | None = None
+    block_size: Count | None = None
+    num_cores: Count | None = None
     """Of the engine's host."""
     on_cuda: bool | None = None
     """``None``, and no window and context either, in traces of before they were noted."""
-    sliding_window: int | None = None
+    sliding_window: Count | None = None
     """Of the cache: where every layer has one, the widest."""
-    max_model_len: int | None = None
+    max_model_len: Count | None = None
     started_at: float = 0.0
     """Seconds since 1970; 0 on a virtual clock."""
     clock: float = 0.0
@@ -123,6 +131,8 @@ def read_trace(path: str) -> TraceFile:
         metadata = msgspec.convert(about, TraceMetadata)
         decoder = msgspec.json.Decoder(StepStats)
         records = [decoder.decode(event.args) for event in document.traceEvents if event.cat == "schedule"]
+        for record in records:
+            _check(record)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError("trace", path, f"a step trace of this version of llm-engine ({error})") from error
     return TraceFile(metadata, records)
@@ -139,6 +149,19 @@ def check_writable(path: str, field: str = "trace") -> None:
         os.remove(temporary)
     except OSError as error:
         raise ConfigError(field, path, f"a file that can be written ({error.strerror})") from error
+
+
+_counts_of = attrgetter(*(f.name for f in fields(StepStats) if f.type == "int"))
+_times_of = attrgetter("began_at", "booked_at", "pushed_at", "collected_at", "update_at", "retired_at")
+
+
+def _check(record: StepStats) -> None:
+    """Raise ``ValidationError`` for what no step can be: those who read traces reckon with it."""
+    counts = _counts_of(record)
+    if min(counts) < 0 or max(counts) > MOST or record.num_tokens < 1:
+        raise msgspec.ValidationError(f"step {record.step} counts what cannot be")
+    if max(map(abs, chain(_times_of(record), *record.busy))) > LONGEST or any(b > e for b, e in record.busy):
+        raise msgspec.ValidationError(f"step {record.step} was at times that cannot be")
 
 
 class _Event(msgspec.Struct):

@@ -144,6 +144,8 @@ def fit(records: Sequence[StepStats], layers_per_stage: Sequence[int]) -> Fitted
         found = robust(rows[kept], seconds[kept], ridge)
         predicted = np.maximum(rows @ found, 1e-9)
         kept = seconds < _WILD * predicted
+        if not kept.any():
+            raise ConfigError("fit", f"{len(steps)} steps", "a trace of steps whose times go with what they computed")
     # The middle of skewed samples lies below their mean, and a run takes the sum.
     found *= float(seconds[kept].sum() / predicted[kept].sum())
     error = float(np.median(np.abs(rows[kept] @ found / seconds[kept] - 1.0)))

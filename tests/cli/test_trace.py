@@ -132,5 +132,10 @@ def test_what_is_no_trace_is_refused(capsys: pytest.CaptureFixture[str], tmp_pat
     assert (code, out) == (2, "")
     assert "none.json'; allowed: a file that can be read (No such file or directory)" in err
     empty = str(tmp_path / "empty.json")
-    write_trace(empty, TraceMetadata(version="1", model="m", scheduler="s", num_stages=1, num_queues=1), [])
+    about = TraceMetadata(version="1", model="m", scheduler="s", num_stages=1, num_queues=1)
+    write_trace(empty, about, [])
     assert "a trace of at least one step" in run(capsys, empty)[2]
+    write_trace(empty, about, [step(1, (0.0, 1.0), tokens=0)])
+    code, out, err = run(capsys, empty)
+    assert (code, out) == (2, "")
+    assert "(step 1 counts what cannot be)" in err

@@ -189,6 +189,49 @@ def test_any_other_file_is_refused_by_name(tmp_path: Path, content: bytes) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"num_tokens": 0}, "step 1 counts what cannot be"),
+        ({"num_tokens": -5}, "step 1 counts"),
+        ({"context_tokens": -1}, "step 1 counts"),
+        ({"kv_tokens": 1 << 60}, "step 1 counts"),
+        ({"num_sampled": -1}, "step 1 counts"),
+        ({"step": -1}, "step -1 counts"),
+        ({"retired_at": 1e290}, "step 1 was at times that cannot be"),
+        ({"began_at": -1e10}, "step 1 was at times"),
+        ({"busy": ((0.0, 1.0), (1.0, 1e200))}, "step 1 was at times"),
+        ({"busy": ((0.0, 1.0), (2.0, 1.0))}, "step 1 was at times"),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused(tmp_path: Path, record: dict[str, Any], said: str) -> None:
+    path = str(tmp_path / "trace.json")
+    write_trace(path, SHORT, [replace(PLAIN, **record)])
+    with pytest.raises(ConfigError, match=rf"a step trace of this version of llm-engine \({said}"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layers_per_stage", (0, 0)),
+        ("layers_per_stage", (6, -6)),
+        ("num_stages", 0),
+        ("num_queues", -1),
+        ("num_kv_blocks", -3),
+        ("block_size", 0),
+        ("max_model_len", 0),
+        ("sliding_window", -1),
+        ("limits", {"max_num_batched_tokens": -1}),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    path = str(tmp_path / "trace.json")
+    write_trace(path, replace(SHORT, **{field: value}), [PLAIN])
+    with pytest.raises(ConfigError, match=rf"Expected `int` >= [01] - at `\$\.{field}"):
+        read_trace(path)
+
+
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(ConfigError, match=r"trace is .*; allowed: a file that can be read"):

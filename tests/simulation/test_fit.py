@@ -256,6 +256,22 @@ def test_a_trace_that_tells_too_little_is_refused(
     assert refused.value.field == "fit"
 
 
+@pytest.mark.parametrize("name", ["num_tokens", "num_sampled"])
+def test_times_that_have_nothing_to_do_with_the_steps_are_refused(source: list[StepStats], name: str) -> None:
+    with pytest.raises(ConfigError, match="a trace of steps whose times go with what they computed"):
+        fit([replace(step, **{name: 10**15}) for step in source], (6, 6))
+
+
+def test_a_trace_at_the_limits_of_what_is_accepted_is_fitted_or_refused(
+    tmp_path: Path, source: list[StepStats]
+) -> None:
+    late = [replace(step, busy=tuple((begin, 1e9) for begin, _ in step.busy)) for step in source]
+    assert set_up(SimulationConfig(fit=trace_file(tmp_path, late))).split == (6, 6)
+    later = [replace(step, busy=tuple((begin, 1e250) for begin, _ in step.busy)) for step in source]
+    with pytest.raises(ConfigError, match=r"fit is .*; allowed: a step trace .* \(step 1 was at times that cannot be"):
+        set_up(SimulationConfig(fit=trace_file(tmp_path, later)))
+
+
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"fit is .*a step trace"):
