@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,26 +58,34 @@ def test_nonsense_from_the_engine_is_answered_with_a_failure_that_blames_it(
         assert stage.wait(SECONDS) == 0
 
 
+@pytest.mark.parametrize("moment", ["before it is told whom to join", "later"])
 def test_a_stage_ends_with_its_parent_even_where_another_process_holds_its_standard_input(
-    engine: zmq.Socket[bytes], tmp_path: Path
+    engine: zmq.Socket[bytes], tmp_path: Path, moment: str
 ) -> None:
+    """And where the system does not kill it: here it never asks for that."""
     code = (
-        "import subprocess, sys\n"
+        "import signal, subprocess, sys\n"
         "stage = subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
         "print(stage.pid, flush=True)\n"
+        "signal.pause()\n"
     )
+    stage = [sys.executable, "-P", "-c", "from llm_engine.workers.stage_main import run_process; run_process()"]
     theirs, ours = os.pipe()
-    try:
-        parent = subprocess.Popen([sys.executable, "-c", code, *_STAGE], stdin=theirs, stdout=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code, *stage], stdin=theirs, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pidfd = os.pidfd_open(int(parent.stdout.readline()))
         try:
-            parent.stdout.close()
+            if moment == "later":
+                os.write(ours, launch(tmp_path, parent.pid))
+                assert isinstance(decode_from_stage(engine.recv_multipart()[2]), Hello)
+            parent.kill()
             parent.wait(SECONDS)
-            os.write(ours, launch(tmp_path, parent.pid))
+            if moment != "later":
+                os.write(ours, launch(tmp_path, parent.pid))
             assert select.select([pidfd], [], [], SECONDS)[0], "it outlived its parent"
+            assert moment == "later" or not engine.poll(0), "it did not join first"
         finally:
-            os.close(pidfd)
-    finally:
-        os.close(theirs)
-        os.close(ours)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            for descriptor in (pidfd, theirs, ours):
+                os.close(descriptor)

@@ -291,8 +291,10 @@ def test_a_stage_runs_apart_from_the_terminal_and_its_log_is_the_engines(
     executor.start()
     (pid,) = stage_pids(executor)
     assert os.getsid(pid) == pid
-    with open(f"/proc/{pid}/cmdline", encoding="utf-8") as command:
-        assert "token" not in command.read()
+    assert executor._group is not None
+    token = executor._group._local._token.hex().encode()
+    for public in ("cmdline", "environ"):
+        assert token not in Path(f"/proc/{pid}/{public}").read_bytes()
     with caplog.at_level(logging.WARNING):
         check_tokens(executor)
         executor.collect(0.3)
