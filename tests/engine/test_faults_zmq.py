@@ -155,7 +155,7 @@ CAUSES = {
 CASES = [
     *[("kill", moment, victim) for moment in ("prefill", "decode", "idle") for victim in (0, 1)],
     *[("garbage", moment, victim) for moment in ("prefill", "decode", "idle") for victim in (0, 1)],
-    *[("stop", moment, 1) for moment in ("prefill", "decode", "idle")],
+    *[("stop", moment, victim) for moment in ("prefill", "decode", "idle") for victim in (0, 1)],
     *[("stuck", moment, 0) for moment in ("prefill", "decode")],
     *[("well-formed garbage", moment, 1) for moment in ("decode", "idle")],
     *[("breakdown", moment, 0) for moment in ("decode", "idle")],

@@ -24,6 +24,7 @@ import zmq
 
 from llm_engine.core.config import EngineConfig
 from llm_engine.core.errors import EngineDeadError, ModelLoadError
+from llm_engine.core.step import StepResult
 from llm_engine.core.version import __version__
 from llm_engine.engine.executors.base import StageDied, StagesUp
 from llm_engine.engine.executors.registry import ExecutorSpec, make_zmq
@@ -44,6 +45,7 @@ from llm_engine.workers.fingerprint import fingerprint
 from llm_engine.workers.pipeline_key import new_key, read_key, write_key
 from llm_engine.workers.wire import WIRE_VERSION, WireError
 from tests.plans import Planner
+from tests.toy_model_engine import expected_tokens
 from tests.toy_stages import make_stage, tell_stages
 
 from .zmq_toys import SECONDS, check_tokens, children, files_in, stage_pids, toy_executor
@@ -141,6 +143,31 @@ def test_stages_join_over_tcp_wherever_they_stand_in_the_pipeline(
     for process in joined:
         assert process.wait(SECONDS) == 0
         assert "the engine has ended" in hosts.log_of(process)
+
+
+@pytest.mark.parametrize("remote", ["0", "2"])
+def test_tokens_are_fed_back_from_host_to_host(hosts: Hosts, monkeypatch: pytest.MonkeyPatch, remote: str) -> None:
+    """Plans made ahead carry no tokens: the first stage goes on from those that the last one feeds it over tcp."""
+    tell_stages(monkeypatch, 3)
+    hosts.join(int(remote))
+    executor = toy_executor(3, remote_stages=remote, **hosts.settings)
+    try:
+        assert executor.start().feeds_back
+        planner = Planner()
+        requests = [planner.add([3, 1, 4, 1, 5]), planner.add([2, 7])]
+        plans = [planner.plan({1: 5}), planner.plan({2: 2})]
+        for turn in range(10):
+            plans.append(planner.plan({1 + turn % 2: 1}, feeds_from=plans[-2].step))
+        for plan in plans:
+            executor.push(plan)
+        for plan in plans:
+            result = executor.collect(SECONDS)
+            assert isinstance(result, StepResult), result
+            planner.enter(plan, result)
+        for request in requests:
+            assert request.outputs == expected_tokens(request.tokens[: request.num_prompt_tokens], 6)
+    finally:
+        executor.shutdown()
 
 
 def test_a_stage_that_was_lost_joins_again_by_itself(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
