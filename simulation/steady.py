@@ -24,8 +24,8 @@ class SteadyTimes:
         self._seconds = np.zeros(num_stages)
         self._busy = np.zeros(num_stages)
         self._outside = np.zeros(num_stages)
-        # A step of the drain is in flight when the last one is pushed, or came back just then.
-        self._tail: deque[Passage] = deque(maxlen=most_in_flight + 1)
+        # A step of the drain is in flight when the last one, which counts as well, is pushed.
+        self._tail: deque[Passage] = deque(maxlen=most_in_flight)
         self._filled_at = 0.0
 
     def add(self, passage: Passage, *, after_idle: bool) -> None:

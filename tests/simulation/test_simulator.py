@@ -98,6 +98,7 @@ CASES: list[dict[str, Any]] = [
     {"seconds": (0.5,) * 30, "per_token": 0.01, "schedule_ahead": True},
     {"seconds": (1.0, 1.0), "num_kv_blocks": 60, "max_num_seqs": 30},
     {"seconds": (1.0, 1.0, 1.0), "scheduler": "balanced", "per_token": 0.01, "link": Link(0.1, 1e4)},
+    {"seconds": (0.1, 0.1, 3.0), "schedule_ahead": True, "host": HostCost(0.01, 0.01), "link": Link(0.1, 1e6)},
 ]
 
 
@@ -197,7 +198,9 @@ def test_a_run_may_be_cut_short() -> None:
     assert len(simulator((1.0,)).run(fixed(4, 8, 50), max_steps=7).steps) == 7
 
 
-def test_no_empty_plan_is_ever_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheduler", ["greedy", "balanced"])
+@pytest.mark.parametrize("schedule_ahead", [False, True])
+def test_no_empty_plan_is_ever_pushed(scheduler: str, schedule_ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[StepPlan] = []
     schedule = EngineCore.schedule
 
@@ -208,8 +211,10 @@ def test_no_empty_plan_is_ever_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
         return plan
 
     monkeypatch.setattr(EngineCore, "schedule", watched)
-    simulator((1.0,) * 4, scheduler="greedy").run(mixed_load(50, seed=4, gap=20.0))
-    assert plans and all(plan.num_rows for plan in plans)
+    made = simulator((1.0,) * 4, scheduler=scheduler, schedule_ahead=schedule_ahead)
+    run = made.run(mixed_load(50, seed=4, gap=20.0))
+    assert len(plans) == len(run.steps) > 500
+    assert all(plan.num_rows for plan in plans)
 
 
 def check_all_given_back(core: EngineCore) -> None:
