@@ -27,7 +27,7 @@ from ..schedulers.registry import find_scheduler
 from .assembly import make_core, make_limits
 from .executors.base import Executor, ExecutorInfo
 from .threads.delivery_thread import DeliveryThread
-from .threads.output_thread import OutputThread
+from .threads.output_thread import OutputThread, shut_down
 from .threads.scheduling_thread import SchedulingThread
 from .threads.state import EngineState
 from .tracing import describe_run
@@ -83,20 +83,17 @@ class Engine:
             max_restarts=config.parallel.max_stage_restarts, replay=config.parallel.on_stage_death == "replay",
             at_exit=self.trace.write_at_end,
         )  # fmt: skip
-        self._output.thread.start()
         try:
+            self._output.thread.start()
             self.state = books.state = self._output.started.result()
+            assert make_state.info is not None
+            self.info: ExecutorInfo = make_state.info
+            self.trace.metadata = describe_run(self.state.core, self.info, model_name, on_cuda)
+            self._scheduling = SchedulingThread(self.state, executor, f"{self.name}-scheduling")
+            self._scheduling.thread.start()
         except BaseException:
-            # Ctrl-C may have ended the waiting alone: then what start-up comes to is ended as soon as it is there.
-            self._output.started.add_done_callback(functools.partial(_end_started, executor))
-            self._output.thread.join(JOIN_TIMEOUT)
-            self.metrics.close()
+            self._abandon()
             raise
-        assert make_state.info is not None
-        self.info: ExecutorInfo = make_state.info
-        self.trace.metadata = describe_run(self.state.core, self.info, model_name, on_cuda)
-        self._scheduling = SchedulingThread(self.state, executor, f"{self.name}-scheduling")
-        self._scheduling.thread.start()
         self._ender = weakref.finalize(self, _signal_end, self.state, executor)
         self._ender.atexit = False
         _running.add(self)
@@ -150,6 +147,18 @@ class Engine:
                     thread.join(JOIN_TIMEOUT)
         self.metrics.close()
         _running.discard(self)
+
+    def _abandon(self) -> None:
+        """End what has started. Where Ctrl-C ended the waiting for it, it is still on its way: it is told to stop, and
+        what it comes to in spite of that is ended as soon as it is there."""
+        self._output.started.add_done_callback(functools.partial(_end_started, self._executor))
+        try:
+            if not self._output.started.done():
+                shut_down(self._executor)
+            if self._output.thread.ident is not None:
+                self._output.thread.join(JOIN_TIMEOUT)
+        finally:
+            self.metrics.close()
 
 
 def _signal_end(state: EngineState, executor: Executor) -> None:

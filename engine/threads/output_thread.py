@@ -66,8 +66,10 @@ class OutputThread:
         try:
             state = self._make_state(self._executor.start())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            self._executor.shutdown()
-            self.started.set_exception(error)
+            try:
+                shut_down(self._executor)
+            finally:
+                self.started.set_exception(error)
             return
         self._patience = Patience(state.core.limits.max_num_batched_tokens)
         self._executor.step_patience = self._patience.seconds
@@ -163,10 +165,18 @@ class OutputThread:
             _log(problems)
         finally:
             self._at_end()
-            self._executor.shutdown()
+            shut_down(self._executor)
             if state.dead is None:
                 self._metrics.close()  # a dead engine's numbers stay to be looked at until it is closed
             self._at_exit()
+
+
+def shut_down(executor: Executor) -> None:
+    """Stop the stages. What an executor raises over it is logged: others wait for what comes after."""
+    try:
+        executor.shutdown()
+    except Exception:
+        logger.exception("the executor failed to shut down")
 
 
 def _log(failures: list[ResourceFailure]) -> None:
