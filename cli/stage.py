@@ -82,6 +82,8 @@ def serve(launch: Launch) -> int:
             if not process.wait(_END_SECONDS):
                 process.kill()
                 process.wait(_END_SECONDS)
+        if process.first_words:
+            _say(launch.index, f"{how}, before it joined:\n{process.first_words}")
         if process.exit_code in (EXIT_DONE, EXIT_FAILED):
             return process.exit_code
         _say(launch.index, f"{how}; joining again")

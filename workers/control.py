@@ -25,6 +25,8 @@ from .model_engine import ModelInfo
 from .wire import MAX_FRAME, Buffer, Seconds, WireError, packed
 
 HEARTBEAT_SECONDS = 0.5
+FIRST_WORDS = "llm-engine-first-words"
+"""Name of the file in memory that takes a stage's standard error until it joins."""
 
 
 class Message(msgspec.Struct, tag=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ line on standard input says whom to join (``control.Launch``); its end is the en
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from .control import Allocate, Launch, Loaded, Progress, Ready, Setup
+from .control import FIRST_WORDS, Allocate, Launch, Loaded, Progress, Ready, Setup
 from .control_link import EXIT_DONE, EXIT_FAILED, EXIT_LOST, ControlLink, LogToEngine, StoppedError
 from .model_engine import Progress as OnProgress
 from .stage import Stage
@@ -25,6 +26,8 @@ from .stage_runner import StageRunner
 from .stage_sockets import StageSockets
 from .wire import PlanBounds
 
+_MOST_FIRST_WORDS = 1 << 16
+"""Bytes that are passed on of what was written to standard error before this stage joined."""
 PROGRESS_SECONDS = 0.05
 """Least time between two reports of loading."""
 
@@ -48,6 +51,7 @@ def run_process() -> None:
         here.setFormatter(logging.Formatter(f"stage {launch.index}: %(message)s"))
         logging.getLogger().addHandler(here)
     link.start()
+    _pass_on_first_words()
     try:
         run(launch, link, context)
         assert link.stopped is not None
@@ -102,6 +106,17 @@ def run(launch: Launch, link: ControlLink, context: zmq.Context[Any]) -> None:
             raise StoppedError(EXIT_LOST, f"{type(error).__name__}: {error}") from error
     finally:
         stage.release()
+
+
+def _pass_on_first_words() -> None:
+    """From here on the engine is told what goes wrong: standard error is that of whoever started this process, which
+    is standard output so far, and gets what was written up to now."""
+    with contextlib.suppress(OSError):
+        if os.readlink("/proc/self/fd/2").startswith(f"/memfd:{FIRST_WORDS}"):
+            words = os.pread(2, _MOST_FIRST_WORDS, 0)
+            os.ftruncate(2, 0)
+            os.dup2(1, 2)
+            os.write(2, words)
 
 
 def _reporting(link: ControlLink) -> OnProgress:

@@ -197,9 +197,11 @@ class StageGroup:
         for stage in self.stages:
             if self.failure is None:
                 ended = stage.process.poll() if stage.process is not None else None
-                if ended is not None and stage.identity is None:
-                    ended += ", before it joined; its standard error says more"
                 ailment = ended or stage.ailment(now, serving=self.info is not None, patience=patience)
+                if ended is not None and stage.identity is None:
+                    ailment = f"{ended}, before it joined"
+                if ailment is not None and stage.process is not None and stage.process.first_words:
+                    ailment += f":\n{stage.process.first_words}"
                 if ailment is not None:
                     self.fail(stage.index, ailment)
         self._look_for_lost_steps(now)

@@ -13,9 +13,11 @@ from pathlib import Path
 import msgspec
 
 from ...core.errors import ConfigError
-from ...workers.control import Launch
+from ...workers.control import FIRST_WORDS, Launch
 
 _MODULE = "llm_engine.workers.stage_process"
+_FIRST_WORDS = 4096
+"""Bytes that are shown of them, the last ones."""
 
 
 class StageProcess:
@@ -31,18 +33,27 @@ class StageProcess:
             environment["GOMP_SPINCOUNT"] = "1000"  # long spinning burns the time slices of the stage beside it
         if not sys.executable:
             raise ConfigError("executor", "zmq", "inproc: this program does not say where its Python interpreter is")
-        self._popen = subprocess.Popen(
-            # -P: no folder of the caller's before the packages
-            [sys.executable, "-P", "-m", _MODULE],
-            stdin=subprocess.PIPE,
-            stdout=_standard_error(),
-            env=environment,
-            start_new_session=True,
-        )
+        # Until it joins its standard error is this file, which it then passes on to its standard output: so the engine
+        # can tell what became of one that never joins.
+        self._first_words: int | None = os.memfd_create(FIRST_WORDS)
+        try:
+            self._popen = subprocess.Popen(
+                # -P: no folder of the caller's before the packages
+                [sys.executable, "-P", "-m", _MODULE],
+                stdin=subprocess.PIPE,
+                stdout=_standard_error(),
+                stderr=self._first_words,
+                env=environment,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._first_words)
+            raise
         assert self._popen.stdin is not None
         self._stdin = self._popen.stdin
         self._pidfd = _pidfd(self._popen.pid)
         self.ended = False
+        self._last_words = ""
         with contextlib.suppress(OSError):  # one that has ended already is noticed soon enough
             os.write(self._stdin.fileno(), msgspec.json.encode(launch) + b"\n")
 
@@ -59,6 +70,14 @@ class StageProcess:
     def pidfd(self) -> int | None:
         """Turns readable when the process ends; ``None`` where the system has no such thing, or it was seen."""
         return self._pidfd
+
+    @property
+    def first_words(self) -> str:
+        """What it has written to its standard error, the end of it; nothing once it has joined."""
+        if self._first_words is None:
+            return self._last_words
+        start = max(0, os.fstat(self._first_words).st_size - _FIRST_WORDS)
+        return os.pread(self._first_words, _FIRST_WORDS, start).decode("utf-8", "replace").strip()
 
     def poll(self) -> str | None:
         """How the process ended; ``None`` while it lives."""
@@ -110,6 +129,10 @@ class StageProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+        if self._first_words is not None:
+            self._last_words = self.first_words
+            os.close(self._first_words)
+            self._first_words = None
 
 
 def _search_path() -> list[str]:

@@ -20,6 +20,17 @@ def test_a_new_key_is_written_for_its_owner_alone(tmp_path: Path, capsys: pytest
     assert "not there yet" in capsys.readouterr().err
 
 
+def test_what_ends_a_stage_before_it_joins_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = str(tmp_path / "key")
+    assert main(["stage", "--new-key", key]) == 0
+    (tmp_path / "zmq.py").write_text("raise ImportError('there is no libzmq.so.5')")
+    monkeypatch.syspath_prepend(tmp_path)  # of this process, which has its own already, and so of the stage's
+    assert main(["stage", "--join", "tcp://127.0.0.1:5", "--index", "1", "--pipeline-key", key]) == 1
+    assert "ImportError: there is no libzmq.so.5" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,6 +88,15 @@ def mumble() -> OnForward:
     def hook(number: int, batch: StageBatch) -> None:
         logging.getLogger("toy").warning("cannot read caf\udce9")
         raise OSError("cannot read caf\udce9")
+
+    return hook
+
+
+def shout() -> OnForward:
+    """Writes to standard error."""
+
+    def hook(number: int, batch: StageBatch) -> None:
+        print(f"forward {number}", file=sys.stderr, flush=True)
 
     return hook
 

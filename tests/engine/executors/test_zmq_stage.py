@@ -32,7 +32,8 @@ class Sleeper(StageProcess):
         self._popen = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], stdin=subprocess.PIPE)
         assert self._popen.stdin is not None
         self._stdin = self._popen.stdin
-        self._pidfd = None
+        self._pidfd = self._first_words = None
+        self._last_words = ""
 
 
 @pytest.fixture

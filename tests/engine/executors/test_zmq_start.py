@@ -111,7 +111,7 @@ def test_stages_that_do_not_reach_one_another_fail_the_start(folder: Path, monke
 
 def test_a_process_that_cannot_even_start_fails_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(EngineDeadError, match="exit code 1, before it joined; its standard error says more"):
+    with pytest.raises(EngineDeadError, match=r"exit code 1, before it joined$"):
         toy_executor().start()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(FileNotFoundError):
@@ -119,6 +119,34 @@ def test_a_process_that_cannot_even_start_fails_the_start(folder: Path, monkeypa
     monkeypatch.setattr(sys, "executable", None)
     with pytest.raises(ConfigError, match="executor is 'zmq'; allowed: inproc"):
         toy_executor().start()
+
+
+def test_a_stage_that_fails_before_it_joins_fails_the_start_with_its_last_words(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "zmq.py").write_text("raise ImportError('there is no libzmq.so.5')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineDeadError) as caught:
+        toy_executor().start()
+    said = str(caught.value)
+    assert "exit code 1, before it joined:\nTraceback" in said
+    assert said.endswith("ImportError: there is no libzmq.so.5")
+    assert "libzmq" not in capfd.readouterr().err, "once is enough"
+
+
+def test_what_a_stage_writes_while_it_starts_is_not_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; print('a word of warning', file=sys.stderr)")
+    monkeypatch.syspath_prepend(tmp_path)
+    tell_stages(monkeypatch, 1, {0: ("tests.engine.executors.liars:shout",)})
+    executor = toy_executor(1)
+    executor.start()
+    check_tokens(executor)
+    executor.shutdown()
+    err = capfd.readouterr().err
+    assert err.count("a word of warning") == 1
+    assert err.count("forward 0") == 1
 
 
 def test_what_a_stage_cannot_import_fails_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
