@@ -63,6 +63,20 @@ def test_one_cell_in_ten_may_be_five_percent_behind_and_none_fifteen() -> None:
     assert not pipeline_grid.holds([verdict(1.0)] * 99 + [verdict(1.2)])
 
 
+def test_no_cell_may_be_behind_the_published_rule_by_more_than_the_tolerance() -> None:
+    allowed = pipeline_grid.RULE_NEVER
+    assert pipeline_grid.holds([verdict(1.0)] * 9 + [verdict(1.0, rule=allowed)])
+    assert not pipeline_grid.holds([verdict(1.0)] * 99 + [verdict(1.0, rule=allowed + 0.001)])
+    one_budget = verdict(1.0) | {UNLIMITED: verdict(1.0, rule=1.03)[UNLIMITED]}
+    assert not pipeline_grid.holds([verdict(1.0), one_budget]), "the other budget's comparison counts too"
+
+
+def test_the_page_says_how_often_it_is_behind_the_published_rule() -> None:
+    text = pipeline_grid.page([verdict(1.0, rule=rule) for rule in (0.9, 1.0, 1.001, 1.01, 1.03)])
+    assert "6 of 10 comparisons at all, 4 by more than 0.5%, 2 by more than the 2.5% that are allowed" in text
+    assert "the largest ratio is 1.030" in text
+
+
 def test_losers_are_named_the_worst_first() -> None:
     text = pipeline_grid.page([verdict(1.0), verdict(1.07), verdict(1.1, rule=1.02)])
     lines = [line for line in text.splitlines() if line.startswith("| llama-2-7b on 2 x h100")]
@@ -80,10 +94,16 @@ def test_the_headline_says_which_pair_comes_nearest(tmp_path: Path, capsys: pyte
     found = json.loads(kept.read_text())
     errors = [entry["error"] for entry in found["scan"]]
     assert errors == sorted(errors)
+    nearest = found["nearest"]
+    there = nearest.pop("balanced_s")
+    assert nearest == found["scan"][0]
+    assert 0 < there < nearest["unified_s"]
     greedy, *_, balanced = (entry for entry in found["contest"] if entry["unlimited_kv"])
     assert greedy["makespan_s"] / balanced["makespan_s"] >= 2.08
     assert {entry["preemptions"] for entry in found["contest"] if entry["unlimited_kv"]} == {0}
-    assert "earest" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "earest" in printed
+    assert f"`balanced` takes {there:.1f} s there" in printed
 
 
 def test_a_pair_reproduces_both_times_or_none_does() -> None:
@@ -94,6 +114,9 @@ def test_a_pair_reproduces_both_times_or_none_does() -> None:
         "gbit": 0.5,
         "unified_s": 146.0,
         "rule_s": 70.0,
+        "balanced_s": 60.04,
     }
-    assert "come about with 1 ms" in pipeline_headline.verdict([entry | {"error": 0.01}])
-    assert pipeline_headline.verdict([entry | {"error": 0.3}]).startswith("No pair")
+    reproduced = pipeline_headline.verdict(entry | {"error": 0.01})
+    assert "come about with 1 ms" in reproduced
+    assert reproduced.endswith("146.0 and 70.0 s. `balanced` takes 60.0 s there.")
+    assert pipeline_headline.verdict(entry | {"error": 0.3}).startswith("No pair")
