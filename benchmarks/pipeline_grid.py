@@ -138,8 +138,8 @@ def against_rule(verdicts: Sequence[dict[str, Any]]) -> str:
     counts = [sum(value > limit for value in values) for limit in (1.0, LEVEL, RULE_NEVER)]
     return (
         f"Behind the published rule with the same budget: {counts[0]} of {len(values)} comparisons at all, {counts[1]} "
-        f"by more than {LEVEL - 1:.1%}, {counts[2]} by more than the {RULE_NEVER - 1:.1%} that are allowed; the largest "
-        f"ratio is {max(values):.3f}."
+        f"by more than {LEVEL - 1:.1%}, {counts[2]} by more than the {RULE_NEVER - 1:.1%} that are allowed; the "
+        f"largest ratio is {max(values):.3f}."
     )
 
 
