@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from ...core.step import StepResult
 from ...core.trace import StepStats
 from ...kvcache.resources import ResourceFailure
 from ...metrics.engine_metrics import EngineMetrics
+from ..core import EngineCore
 from ..delta import Delta
 from ..executors.base import Executor, ExecutorInfo, StageDied, StagesUp
 from ..retirement import UnexpectedResult
-from .patience import Patience
+from .patience import step_patience
 from .recovery import StageRecovery
 from .reporting import deltas_of, record_finished, record_step, stats_of
 from .state import EngineState
@@ -24,7 +26,7 @@ from .state import EngineState
 logger = logging.getLogger(__name__)
 
 COLLECT_TIMEOUT = 5.0
-"""Seconds; only so that no wait is endless, nothing depends on it."""
+"""Seconds, so that no wait is endless; so often it is looked at how long the steps in flight may take."""
 
 AFTER_YOU = 1e-3
 """Seconds that the scheduling thread is given to push what has become possible, before the deltas are handed out: the
@@ -57,7 +59,8 @@ class OutputThread:
         self._metrics, self._stats = metrics, stats
         self._at_end, self._at_exit = at_end, at_exit
         self._recovery = StageRecovery(executor, max_restarts=max_restarts, replay=replay)
-        self._patience: Patience | None = None
+        self._looked_at = -math.inf
+        """When it was last seen how long the steps in flight may take."""
         self.started: Future[EngineState] = Future()
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
 
@@ -71,8 +74,8 @@ class OutputThread:
             finally:
                 self.started.set_exception(error)
             return
-        self._patience = Patience(state.core.limits.max_num_batched_tokens)
-        self._executor.step_patience = self._patience.seconds
+        with state.changed:
+            self._be_patient(state.core)
         self.started.set_result(state)
         try:
             while self.collect_once(state, COLLECT_TIMEOUT):
@@ -96,6 +99,7 @@ class OutputThread:
             self._recovery.regain(state, collected)
         else:
             with state.changed:
+                self._be_patient(state.core)  # nothing has come for a while, perhaps
                 ended, state.core.outbox = state.core.outbox, []
                 failures, state.core.resource_failures = state.core.resource_failures, []
             self._deliver(state, ended)
@@ -115,16 +119,23 @@ class OutputThread:
                 return
             stats = stats_of(state.core, retired, result, collected_at, now, state.clock())
             failures, state.core.resource_failures = state.core.resource_failures, []
+            if now - self._looked_at > COLLECT_TIMEOUT:
+                self._looked_at = now
+                self._be_patient(state.core)
             state.bump()
         state.looked.wait(AFTER_YOU)
         self._stats.append(stats)
-        if self._patience is not None and self._patience.observe(stats):
-            self._executor.step_patience = self._patience.seconds
         self._deliver(state, [*deltas_of(retired, result, now), *retired.failed])
         record_step(self._metrics, retired, stats)
         if result.error is not None:
             logger.error("step %d failed, and its requests with it: %s", result.step, result.error)
         _log(failures)
+
+    def _be_patient(self, core: EngineCore) -> None:
+        """Tell the executor how long the steps in flight may take. Under the lock; now and then is enough, since none is
+        given up sooner than after several such times."""
+        plans = [flight.plan for flight in core.in_flight]
+        self._executor.step_patience = step_patience(core.table.timing, plans)
 
     def _deliver(self, state: EngineState, deltas: list[Delta]) -> None:
         """Hand each sink its deltas of this step in one go."""

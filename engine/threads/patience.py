@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from ...core.trace import StepStats
+from collections.abc import Iterable
+
+from ...core.step import StepPlan
+from ...core.views import TimingView
 
 LEAST_SECONDS = 30.0
-UNKNOWN_SECONDS = 600.0
-"""While no step has come back: the first one of a large model on a small machine may take minutes."""
+UNKNOWN_SECONDS = 300.0
+"""While no step has come back: the first one of a large model on a small machine may take minutes. That a stage has
+warmed up tells of one token, and of no prompt."""
 FACTOR = 10.0
 
 
-class Patience:
-    """Ten times what the largest step that is allowed would take, at least half a minute. Output thread.
-
-    The prediction is made from above, since the price of giving up a stage that only works hard is high: the longest
-    forward so far, times the tokens of the largest step over the most that were seen in one.
-    """
-
-    def __init__(self, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
-        self._most_tokens = 0
-        self._longest = 0.0
-
-    @property
-    def seconds(self) -> float:
-        if not self._most_tokens:
-            return UNKNOWN_SECONDS
-        predicted = self._longest * max(1.0, self._max_tokens / self._most_tokens)
-        return max(LEAST_SECONDS, FACTOR * predicted)
-
-    def observe(self, stats: StepStats) -> bool:
-        """Take in a step that came back; whether that changes ``seconds``."""
-        longest = max((ended - began for began, ended in stats.busy), default=0.0)
-        if stats.failed or (longest <= self._longest and stats.num_tokens <= self._most_tokens):
-            return False
-        before = self.seconds
-        self._longest = max(self._longest, longest)
-        self._most_tokens = max(self._most_tokens, stats.num_tokens)
-        return self.seconds != before
+def step_patience(timing: TimingView, in_flight: Iterable[StepPlan]) -> float:
+    """Ten times what the longest of these booked steps is expected to take over all stages, by what steps took so far;
+    half a minute at least. Under the state lock."""
+    costs = [cost for cost in timing.stages if cost is not None]
+    if not costs:
+        return UNKNOWN_SECONDS
+    shapes = ((plan.num_tokens, plan.context_tokens) for plan in in_flight)
+    expected = (sum(cost.at(tokens, context) for cost in costs) for tokens, context in shapes)
+    return max(LEAST_SECONDS, FACTOR * max(expected, default=0.0))

@@ -23,14 +23,12 @@ from llm_engine.core.step import StepPlan, StepResult
 from llm_engine.engine.executors.base import Collected, StageDied, StagesUp
 from llm_engine.engine.stream import QueueSink
 from llm_engine.engine.threads.output_thread import OutputThread
-from llm_engine.engine.threads.patience import LEAST_SECONDS, UNKNOWN_SECONDS, Patience
 from llm_engine.engine.threads.recovery import RESTART_WINDOW, RestartBudget
 from llm_engine.engine.threads.scheduling_thread import SchedulingThread
 from llm_engine.metrics.engine_metrics import EngineMetrics
 from tests.engine.engines import SECONDS, Valve, await_state, await_true, greedy, tokens_of, toy_llm
 from tests.engine.mortal import await_epoch, mortal
 from tests.engine.test_loops import InlineExecutor, make_state
-from tests.metrics.records import step
 from tests.toy_model_engine import expected_tokens
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -338,30 +336,6 @@ def test_the_budget_slides() -> None:
     assert [budget.spend(now) for now in (0.0, 10.0, 20.0, RESTART_WINDOW - 1)] == [True, True, False, False]
     assert [budget.spend(RESTART_WINDOW + at) for at in (0.0, 1.0, 10.0, 11.0)] == [True, False, True, False]
     assert not RestartBudget(0).spend(0.0)
-
-
-# -- patience with a step
-
-
-def test_patience_is_ten_times_the_largest_step_and_half_a_minute_at_least() -> None:
-    patience = Patience(max_tokens=512)
-    assert patience.seconds == UNKNOWN_SECONDS
-    assert not patience.observe(step(1, (0.0, 1.0), tokens=4, failed=True))
-    assert patience.observe(step(2, (0.0, 0.5), (0.5, 0.51), tokens=8))
-    assert patience.seconds == 10 * 0.5 * 512 / 8
-    assert not patience.observe(step(3, (0.0, 0.2), tokens=4)), "a smaller one teaches nothing"
-    assert patience.observe(step(4, (0.0, 1.0), tokens=256))
-    assert patience.seconds == LEAST_SECONDS
-    assert patience.observe(step(5, (0.0, 7.0), tokens=600))
-    assert patience.seconds == 70.0
-
-
-def test_the_executor_is_told_how_patient_to_be() -> None:
-    with toy_llm(executor=MORTAL) as llm:
-        executor = mortal(llm.engine)
-        assert executor.step_patience == UNKNOWN_SECONDS
-        llm.generate(list(range(40)), greedy(2), use_tqdm=False)
-        assert executor.step_patience == LEAST_SECONDS
 
 
 # -- the loops' bodies, without a thread
