@@ -215,6 +215,6 @@ def _rows(setup: Setup, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "stages busy between fill and drain", shown
     yield "bubble fraction", "-" if bubbles is None else f"{100 * bubbles:.1f} %"
     yield "micro-batch tokens, min / mean / max", f"{tokens['min']} / {tokens['mean']:.1f} / {tokens['max']}"
-    yield "imbalance of a revolution, p50 / max", f"{uneven['p50']:.2f} / {uneven['max']:.2f}"
+    yield f"imbalance of {len(busy)} in a row, p50 / max", f"{uneven['p50']:.2f} / {uneven['max']:.2f}"
     yield "KV use, peak", f"{100 * report['kv_usage_peak']:.1f} % of {usable} tokens"
     yield "preemptions", str(report["preemptions"])

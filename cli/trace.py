@@ -131,8 +131,8 @@ def _stages(found: PipelineReport) -> Any:
 def _pipeline(found: PipelineReport) -> Any:
     table = _table("Pipeline", "", "n", "min", "mean", "p50", "p99", "max")
     _row(table, "micro-batch tokens", found.micro_batch_tokens, _number)
-    _row(table, "imbalance, max/min", found.max_over_min, _ratio)
-    _row(table, "imbalance, max/mean", found.max_over_mean, _ratio)
+    _row(table, f"imbalance of {len(found.stages)}, max/min", found.max_over_min, _ratio)
+    _row(table, f"imbalance of {len(found.stages)}, max/mean", found.max_over_mean, _ratio)
     if found.in_flight_mean is not None:
         table.add_row("in flight", "", "", _ratio(found.in_flight_mean), "", "", str(found.in_flight_max))
     _row(table, "between steps", found.between_steps, _time)

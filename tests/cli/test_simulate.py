@@ -66,7 +66,7 @@ def test_the_same_command_gives_the_same_figures(tmp_path: Path) -> None:
 def test_the_table_shows_what_the_file_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = simulate(tmp_path)
     printed = capsys.readouterr().out
-    for text in ("makespan", "inter-token", "bubble fraction", "KV use, peak", "preemptions", "imbalance"):
+    for text in ("makespan", "inter-token", "bubble fraction", "KV use, peak", "preemptions", "imbalance of 4 in a"):
         assert text in printed
     assert f"{found['makespan_s']:.4g} s" in printed
     assert ", ".join(f"{100 * ratio:.1f}" for ratio in found["stage_busy"]) in printed

@@ -52,6 +52,9 @@ def test_the_tables_tell_who_was_busy_and_where_time_went(capsys: pytest.Capture
     assert lines["bubble"] == "bubble fraction 50.0 %"
     assert lines["stage"] == "stage 100 1.00 s 1.00 s 1.00 s 1.00 s 1.00 s"
     assert lines.keys() >= set(PARTS)
+    # Of two in a row, in turn 1 to 7: 7/1 at the most.
+    assert lines["imbalance"].startswith("imbalance of 2, max/mean 97 ")
+    assert "imbalance of 2, max/min 97 1.17 2.21 1.33 7.00 7.00" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 110
 
 
