@@ -132,8 +132,8 @@ class OutputThread:
         _log(failures)
 
     def _be_patient(self, core: EngineCore) -> None:
-        """Tell the executor how long the steps in flight may take. Under the lock; now and then is enough, since none is
-        given up sooner than after several such times."""
+        """Tell the executor how long the steps in flight may take. Under the lock; now and then is enough, since none
+        is given up sooner than after several such times."""
         plans = [flight.plan for flight in core.in_flight]
         self._executor.step_patience = step_patience(core.table.timing, plans)
 
