@@ -236,6 +236,30 @@ def test_an_engine_that_ends_waits_for_no_stage_without_an_end(hosts: Hosts, mon
     assert 0.5 < time.monotonic() - began < 3.0
 
 
+def test_a_stage_hears_of_an_engine_that_always_has_another_result(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than an engine may be silent."""
+    tell_stages(monkeypatch, 2)
+    joined = hosts.join(1)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    try:
+        executor.start()
+        planner = Planner()
+        plans = [planner.plan({}) for _ in range(200)]
+        for plan in plans:
+            executor.push(plan)
+        for _ in plans:
+            assert isinstance(executor.collect(SECONDS), StepResult)
+            time.sleep(0.025)  # what is made of it
+        assert executor.collect(0.5) is None
+        check_tokens(executor)
+    finally:
+        executor.shutdown()
+    assert joined.wait(SECONDS) == 0
+    assert "nothing was heard of the engine" not in hosts.log_of(joined)
+
+
 def test_a_stage_that_breaks_while_it_serves_joins_again_too(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     """What broke it may have been another one's nonsense."""
     tell_stages(monkeypatch, 2, {0: ("tests.engine.executors.liars:lie", "noise")})
