@@ -1,9 +1,11 @@
-"""Stage processes against one stage, schedulers against each other, chunks in a row against one at a time.
+"""Stage processes against one stage, schedulers against each other, chunks in a row against one at a time, and how
+long a stage waits for the host.
 
     python -m benchmarks.pipeline --small DIR --tiny DIR
 
 Every row runs in a process of its own, all rows of a group in turn, then the next repeat with other prompts. Ratios are
-made per repeat, between runs that lie seconds apart. The tables go to the terminal and to ``benchmarks/results``.
+made per repeat, between runs that lie seconds apart. The tables go to the terminal and to ``benchmarks/results``, with
+``--timelines`` pictures too. Host overhead is what ``llm-engine trace`` calls so, its median and its 99th percentile.
 """
 
 from __future__ import annotations
@@ -14,14 +16,19 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.children import ROOT, ChildError, json_lines
+from benchmarks.pipeline_turn import TIMELINE_S
 from benchmarks.report import Spread, markdown_table
 
 UNLIMITED = 1 << 20
+HOST = ("host overhead p50, µs", "p99, µs")
+DRAWN = {"schedulers-small": ("greedy", "balanced")}
+"""Rows of a group whose timelines are drawn; each is ``pipeline-ROW.png``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,17 @@ def groups(num_layers: dict[str, int]) -> list[Group]:
             ],
         )
     )  # fmt: skip
+    for model in ("tiny", "small"):
+        ahead = {f"{'' if on else 'not '}ahead": {"schedule_ahead": on} for on in (True, False)}
+        made.append(
+            Group(
+                f"host-{model}", model, "host", "64 requests at once, 16 tokens in and 96 out",
+                [
+                    *(Row(f"1 stage, {name}", one_stage(**given)) for name, given in ahead.items()),
+                    *(Row(f"2 stages, {name}", two_stages(**given)) for name, given in ahead.items()),
+                ],
+            )
+        )  # fmt: skip
     return made
 
 
@@ -117,9 +135,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--row", nargs="+", help="only these rows; a group's first one is always there")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--traces", type=Path, help="folder for a step trace of each row's last repeat")
+    parser.add_argument(
+        "--timelines", action="store_true", help="draw two seconds of greedy and of balanced, beside the results"
+    )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one row (default: 300)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.timelines and find_spec("matplotlib") is None:
+        parser.error("--timelines: needs matplotlib")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,13 +161,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "repeats": args.repeats,
         "groups": [{"name": g.name, "model": g.model, "mix": g.mix, "question": g.question} for g in asked],
         "runs": [],
+        "timelines": {},
         "failures": [],
     }
+    args.out.mkdir(parents=True, exist_ok=True)
     for group in asked:
         for repeat in range(args.repeats):
             for row in [row for row in group.rows if not args.row or row is group.rows[0] or row.name in args.row]:
                 _turn(args, group, row, repeat, folders[group.model], result)
-    args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / "pipeline"
     target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     page = markdown(result)
@@ -157,7 +182,11 @@ def _turn(args: argparse.Namespace, group: Group, row: Row, repeat: int, folder:
     task: dict[str, Any] = {"name": row.name, "mix": group.mix, "seed": repeat, "settings": settings}
     if row.cores:
         task["cores"] = row.cores
-    if args.traces and repeat == args.repeats - 1:
+    last = repeat == args.repeats - 1
+    picture = f"pipeline-{row.name}.png" if args.timelines and last and row.name in DRAWN.get(group.name, ()) else None
+    if picture:
+        task["timeline"] = str(args.out.resolve() / picture)
+    if args.traces and last:
         args.traces.mkdir(parents=True, exist_ok=True)
         task["trace"] = str(
             args.traces.resolve() / f"{group.name}-{row.name.replace(', ', '-').replace(' ', '-')}.json"
@@ -170,6 +199,8 @@ def _turn(args: argparse.Namespace, group: Group, row: Row, repeat: int, folder:
         result["failures"].append({"group": group.name, "row": row.name, "repeat": repeat, "error": str(error)[-2000:]})
         print(f"{group.name}, {row.name} failed: {error}", file=sys.stderr, flush=True)
         return
+    if picture:
+        result["timelines"].setdefault(group.name, {})[row.name] = picture
     for line in lines:
         result["runs"].append({"group": group.name, "other_cores": others.cores(), **line})
         print(
@@ -210,19 +241,24 @@ def markdown(result: dict[str, Any]) -> str:
             mine = [run for run in runs if run["name"] == name]
             speedup = [base[run["seed"]] / run[key] for run in mine if run["seed"] in base]
             busy = [share for run in mine if (share := least(run["stage_busy"])) is not None]
-            host = [run["host_overhead_us"][0] for run in mine if run["host_overhead_us"]]
+            host = [run["host_overhead_us"] for run in mine if run["host_overhead_us"]]
             rows.append(
                 [
                     name,
                     Spread.of([run[key] for run in mine]).text(3),
                     Spread.of(speedup).text(2) if speedup else "-",
                     Spread.of(busy).text(2) if busy else "-",
-                    Spread.of(host).text(0) if host else "-",
+                    *(Spread.of(values).text(0) for values in zip(*host, strict=True)),
+                    *([] if host else ["-", "-"]),
                 ]
             )
         title = "first token, s" if key == "ttft_s" else "seconds"
-        header = [group["name"], title, f"times faster than {names[0]}", "least busy stage", "host us p50"]
+        header = [group["name"], title, f"times faster than {names[0]}", "least busy stage", *HOST]
         parts += [f"`{group['model']}`, {group['question']}:", markdown_table(header, rows)]
+        parts += [
+            f"{TIMELINE_S:g} seconds of `{name}`, from the middle of its last repeat:\n\n![{name}]({picture})"
+            for name, picture in result.get("timelines", {}).get(group["name"], {}).items()
+        ]
     parts += [f"Failed: {f['group']}, {f['row']}: {f['error'].splitlines()[0]}" for f in result["failures"]]
     return "\n\n".join(parts) + "\n"
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.pipeline_turn '{"mix": "decode", "seed": 1, "settings": {"model": DIR, ...}}'
 
-prints one JSON line. ``cores`` in the task pins this process, and with it the two threads of the engine; stages that
-have cores of their own keep them.
+prints one JSON line. ``trace`` and ``timeline`` in the task name files: for a step trace, and for a picture of some
+of the measured run. ``cores`` pins this process, and with it the two threads of the engine; stages that have cores of
+their own keep them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.workloads import Workload, make_prompts
@@ -23,7 +25,10 @@ MIXES = {
     "prefill": Workload(32, 0, 512, 8),
     "many": Workload(256, 0, 64, 64),
     "prompt": Workload(1, 0, 2048, 2),
+    "host": Workload(64, 0, 16, 96),
 }
+TIMELINE_S = 2.0
+"""Seconds that a timeline shows."""
 
 
 def main() -> int:
@@ -40,6 +45,10 @@ def main() -> int:
         figures = measure(llm, make_prompts(mix, seed=2 * task["seed"] + 1), mix.output)
         if task.get("trace"):
             llm.write_trace(task["trace"])
+        if task.get("timeline"):
+            stages = task["settings"].get("pipeline_parallel_size", 1)
+            title = f"{Path(task['settings']['model']).name}, {stages} stages, {task['name']}, {task['mix']}"
+            draw(llm.get_stats(), task["timeline"], title)
     print(json.dumps({**figures, "name": task["name"], "mix": task["mix"], "seed": task["seed"]}), flush=True)
     return 0
 
@@ -66,6 +75,17 @@ def measure(llm: Any, prompts: list[list[int]], output_tokens: int) -> dict[str,
         "num_steps": len(records),
         "tokens_digest": hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16],
     }
+
+
+def draw(records: list[Any], path: str, title: str) -> None:
+    """A picture of the middle of the last load."""
+    from llm_engine.metrics.pipeline_load import split_loads
+    from llm_engine.metrics.timeline import plot_timeline
+
+    *_, load = split_loads(records)
+    low, high = load[0].began_at, load[-1].retired_at
+    begin = max(low, (low + high - TIMELINE_S) / 2)
+    plot_timeline(records, path, title=title, begin=begin, end=min(begin + TIMELINE_S, high))
 
 
 if __name__ == "__main__":
