@@ -4,7 +4,8 @@
 
 Stages that compute nothing are linked as real ones are. A hop is what lies between the end of one stage's forward and
 the beginning of the next one's: pack, send, wake up, unpack. One step is under way at a time, so nothing queues. The
-last table is the way from push to result with two stages and with three: what one more stage costs.
+last table is the way from push to result with two stages and with three: what one more stage costs, less the step that
+it takes itself, beside a hop.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks import machine, published
 from benchmarks.published import spread
-from benchmarks.report import markdown_table, terminal_table
+from benchmarks.report import Spread, markdown_table, terminal_table
 from llm_engine.core.config import EngineConfig
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import RequestStart, StepPlan, StepResult
@@ -125,8 +126,8 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def measure(name: str, num_rows: int, num_stages: int, num_steps: int) -> dict[str, float]:
-    """One pipeline's life; its figures."""
+def measure(name: str, num_rows: int, num_stages: int, num_steps: int) -> dict[str, Any]:
+    """One pipeline's life; its figures. Lists have one for each stage or hop, in order."""
     os.environ[_VARIABLE] = str(num_stages)
     config = EngineConfig.of(
         pipeline_parallel_size=num_stages,
@@ -144,18 +145,16 @@ def measure(name: str, num_rows: int, num_stages: int, num_steps: int) -> dict[s
         timed = [take(executor, decode_plan(num_rows, step)) for step in range(WARM_UP, WARM_UP + num_steps)]
     finally:
         executor.shutdown()
-    hops = [
-        following[0] - before[1]
-        for _, result, _ in timed
-        for before, following in zip(result.busy, result.busy[1:], strict=False)
-    ]
-    steps = [end - begin for _, result, _ in timed for begin, end in result.busy]
+    by_hop = [[result.busy[at][0] - result.busy[at - 1][1] for _, result, _ in timed] for at in range(1, num_stages)]
+    by_stage = [[result.busy[at][1] - result.busy[at][0] for _, result, _ in timed] for at in range(num_stages)]
+    hops = [seconds for one in by_hop for seconds in one]
     ways = [collected - pushed for pushed, _, collected in timed]
     micro = 1e6
     return {
         "hop_p50_us": statistics.median(hops) * micro,
         "hop_p99_us": float(np.quantile(hops, 0.99)) * micro,
-        "step_p50_us": statistics.median(steps) * micro,
+        "hops_p50_us": [statistics.median(one) * micro for one in by_hop],
+        "steps_p50_us": [statistics.median(one) * micro for one in by_stage],
         "feed_p50_us": statistics.median(result.busy[0][0] - pushed for pushed, result, _ in timed) * micro,
         "collect_p50_us": statistics.median(collected - result.busy[-1][1] for _, result, collected in timed) * micro,
         "way_p50_us": statistics.median(ways) * micro,
@@ -218,17 +217,26 @@ def hop_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def stage_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the way with three stages less the way with two, beside a hop and the stage's own step."""
+    """Header and rows: the way with three stages less the way with two, less what the stage in the middle computes,
+    against a hop of either; and the hops of the three stages by themselves."""
     rows = []
     for executor in EXECUTORS:
         for size in ROWS:
             few, more = (runs_of(result, executor, size, stages) for stages in STAGES)
             if few and more:
                 extra = [b["way_p50_us"] - a["way_p50_us"] for a, b in zip(few, more, strict=True)]
+                steps = [run["steps_p50_us"][1] for run in more]
+                less = [way - step for way, step in zip(extra, steps, strict=True)]
                 hops = [(a["hop_p50_us"] + b["hop_p50_us"]) / 2 for a, b in zip(few, more, strict=True)]
-                steps = [run["step_p50_us"] for run in more]
-                rows.append([f"{LINKS[executor]}, {size}", spread(extra), spread(hops), spread(steps)])
-    return ["link, activations", "one more stage p50, µs", "a hop p50, µs", "a stage's own step p50, µs"], rows
+                of_a_hop = Spread.of([left / hop for left, hop in zip(less, hops, strict=True)])
+                each = " / ".join(spread(list(hop)) for hop in zip(*(run["hops_p50_us"] for run in more), strict=True))
+                cells = [*map(spread, (extra, steps, less, hops)), of_a_hop.text(2), each]
+                rows.append([f"{LINKS[executor]}, {size}", *cells])
+    header = [
+        "link, activations", "one more stage p50, µs", "its own step", "less its own step", "a hop", "ratio",
+        "hop to the middle / to the last",
+    ]  # fmt: skip
+    return header, rows
 
 
 def said(result: dict[str, Any]) -> str:
