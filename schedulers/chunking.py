@@ -43,12 +43,11 @@ def take_prompts(
     *,
     room: float | None = None,
     price: float = 0.0,
-    sharp: bool = False,
 ) -> None:
     """Fill what the decodes left of the micro-batch: chunks that take as long as ``room`` tokens without history where
     a token before costs ``price`` of a token, within the token budget, which is all there is without ``room``. The room
-    is no sharp bound: a chunk goes to the unit nearest to it; beside decodes not beyond it where ``sharp``."""
-    filler = _Filler(step, capacity, chunking, float(step.tokens_left) if room is None else room, price, sharp)
+    is no sharp bound: a chunk goes to the unit nearest to it."""
+    filler = _Filler(step, capacity, chunking, float(step.tokens_left) if room is None else room, price)
     filler.walk(waiting)
     if chunking == "equal-progress":
         filler.even_out()
@@ -56,12 +55,9 @@ def take_prompts(
 
 
 class _Filler:
-    def __init__(
-        self, step: SchedulingPass, capacity: Capacity, chunking: str, room: float, price: float, sharp: bool
-    ) -> None:
+    def __init__(self, step: SchedulingPass, capacity: Capacity, chunking: str, room: float, price: float) -> None:
         self.step, self.capacity, self.room, self.price = step, capacity, room, price
         self.tokens = step.tokens_left
-        self.sharp = sharp
         self.unit = step.limits.unit
         self.one_unit_each = chunking == "equal-progress"
         self.chunks: list[Chunk] = []
@@ -108,7 +104,7 @@ class _Filler:
         step = self.step
         least = 0 if step.plan.num_rows else 1  # a token whose history costs too much, rather than nothing for ever
         offer = max(least, tokens_worth(self.room, start, self.price))
-        if offer < self.tokens and not (self.sharp and len(step.plan.decode_ids)):
+        if offer < self.tokens:
             # A step is not worth being cut short for part of a unit: to the next one or back to the last, as is nearer.
             nearest = (start + offer + self.unit // 2) // self.unit * self.unit - start
             offer = nearest if nearest > 0 else offer

@@ -13,8 +13,8 @@ class QueueCount:
     So there are as many as stages, more where links and the host take time on the way round, fewer where one stage is
     much slower than the others. Looked at again once a revolution, and when the work has doubled or halved.
 
-    Of decodes alone a micro-batch always has the same few sizes, and what those took counts; sizes with prompts come
-    as it happens, and only the line through all of them says how they compare.
+    A few decodes make micro-batches of one token or two, over and over, and there what just these sizes took counts;
+    all others come as it happens, and the line through all of them says best how they compare.
     """
 
     def __init__(self) -> None:
@@ -30,19 +30,18 @@ class QueueCount:
         if trip is None:
             self.count = min(len(table.queues), stages)
         elif timing.num_steps >= self._look_again_at or not self._tokens < 2 * tokens < 4 * self._tokens:
-            decodes_alone = not work.prompt_tokens
-            slowest, around = (trip.slowest, trip.around) if decodes_alone else (trip.slowest.line, trip.around.line)
+            few = not work.prompt_tokens and tokens <= 2 * stages
+            slowest, around = (trip.slowest, trip.around) if few else (trip.slowest.line, trip.around.line)
             times = []
             for count in range(1, min(len(table.queues), tokens) + 1):
                 size = min(largest, -(-tokens // count))
-                # As even as they can be, some have a token less.
-                less = max(0, count * size - tokens)
+                less = max(0, count * size - tokens) if few else 0  # these have a token less
                 stage = (count - less) * slowest.at(size) + less * slowest.at(size - 1)
                 revolution = max(stage, around.at(size))
                 times.append(revolution / min(count * size, tokens))
-            unsure = 0.03
-            if decodes_alone:
-                unsure = 0.02 if trip.slowest.was_seen(-(-tokens // (self.count or stages))) else 0.1
+            unsure = 0.02 if few else 0.03
+            if not work.prompt_tokens and not trip.slowest.was_seen(-(-tokens // (self.count or stages))):
+                unsure = 0.1
             self.count = self._best(times, min(stages, len(times)), unsure)
             self._look_again_at, self._tokens = timing.num_steps + self.count, tokens
         return self.count

@@ -75,8 +75,7 @@ class BalancedMicroBatch(MicroBatch):
         target = min(largest, max(spread, decode_tokens + step.limits.chunk_unit))
         take_decodes(step, rows, capacity)
         room = (target - decode_tokens) * work.mean_worth
-        # Where memory bounds how many there are, more than is due of prompts only comes in waves.
-        take_prompts(step, waiting, capacity, self._chunking, room=room, price=price, sharp=work.crowded)
+        take_prompts(step, waiting, capacity, self._chunking, room=room, price=price)
 
     def added(self, request: RequestView) -> None:
         self._size.added(request)

@@ -322,20 +322,17 @@ def test_chunks_shrink_as_their_history_grows() -> None:
 
 
 @pytest.mark.parametrize(("unit", "size"), [(128, 128), (48, 144), (80, 160), (50, 150), (60, 120)])
-def test_where_nobody_decodes_a_chunk_ends_at_the_nearest_multiple_of_the_unit(unit: int, size: int) -> None:
+def test_a_chunk_ends_at_the_nearest_multiple_of_the_unit(unit: int, size: int) -> None:
     books = balanced(chunk_unit=unit)
     books.waiting(400)
     assert chunks(books.plan()) == {0: size}, "128 are as good as any number, until costs are known"
 
 
-@pytest.mark.parametrize(("max_num_seqs", "size"), [(100, 132), (41, 88)])
-def test_beside_decodes_it_ends_at_the_nearest_too_but_before_it_where_others_find_no_room(
-    max_num_seqs: int, size: int
-) -> None:
-    books = balanced(chunk_unit=44, max_num_seqs=max_num_seqs)
+@pytest.mark.parametrize(("unit", "size"), [(44, 132), (48, 96)])
+def test_beside_decodes_it_ends_at_the_nearest_too(unit: int, size: int) -> None:
+    books = balanced(chunk_unit=unit)
     fill(books, 10, 10, 10, 10)
-    books.waiting(400)
-    books.waiting(400)
+    books.waiting(800)
     plan = books.plan()
     assert plan is not None
     assert (len(plan.decode_ids), chunks(plan)) == (10, {40: size}), "118 beside them make 128"
