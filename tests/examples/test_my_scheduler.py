@@ -66,7 +66,7 @@ def test_simulated_it_answers_sooner_than_fcfs_and_an_option_makes_it_fcfs(insta
     fcfs = simulate(installed, tmp_path)
     shortest = simulate(installed, tmp_path, "--scheduler", "shortest-prompt")
     assert shortest["ttft_s"]["p50"] < 0.6 * fcfs["ttft_s"]["p50"]
-    assert shortest["ttft_s"]["mean"] < 0.7 * fcfs["ttft_s"]["mean"]
+    assert shortest["ttft_s"]["mean"] < 0.75 * fcfs["ttft_s"]["mean"]
     assert simulate(installed, tmp_path, "--ordering", "shortest-prompt")["ttft_s"] == shortest["ttft_s"]
     words = ("--scheduler", "shortest-prompt", "--scheduler-option", "tokens_per_second=inf")
     assert simulate(installed, tmp_path, *words)["ttft_s"] == fcfs["ttft_s"]
