@@ -41,9 +41,10 @@ def run_process() -> None:
     launch = msgspec.json.decode(line, type=Launch)
     if os.getppid() != launch.parent_pid:
         os._exit(EXIT_DONE)  # it died before the system was asked to tell
+    context: zmq.Context[Any] = zmq.Context()
+    context.socket(zmq.PULL).close(0)  # starts its I/O thread, which on the stage's own cores would wait for a forward
     if launch.cpus:
         os.sched_setaffinity(0, launch.cpus)  # before torch: the threads it starts inherit it
-    context: zmq.Context[Any] = zmq.Context()
     link = ControlLink(launch, context)
     logging.basicConfig(handlers=[LogToEngine(link)], level=launch.log_level, format="%(message)s")
     if launch.remote:
