@@ -96,7 +96,7 @@ def simulate(cell: Cell, scheduler: str, budget: int) -> dict[str, Any]:
         "output_throughput": found["output_throughput"],
         "ttft_s": found["ttft_s"]["mean"],
         "itl_p99_s": found["itl_s"]["p99"],
-        "stage_busy": max(found["stage_busy"]),
+        "stage_busy": max((busy for busy in found["stage_busy"] if busy is not None), default=0.0),
         "preemptions": found["preemptions"],
         "steps": found["steps"],
         "failed_requests": found["failed_requests"],

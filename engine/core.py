@@ -376,6 +376,6 @@ class EngineCore:
             plans = [flight.plan for flight in self.in_flight if flight.plan.queue == queue.index]
             assert queue.in_flight == len(plans)
         assert self.table.num_tokens_in_flight == sum(flight.plan.num_tokens for flight in self.in_flight)
-        for request in self.table.prefilling.values():
+        for request in self.table.residents():
             steps = [flight.plan.step for flight in self.in_flight if request.request_id in flight.plan.chunk_ids]
             assert request.num_in_flight == sum(step >= request.start_step for step in steps), request.external_id

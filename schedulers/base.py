@@ -174,7 +174,8 @@ class MicroBatch(Part, abc.ABC):
 
 class Scheduler:
     """Ordering x capacity x micro-batch. The engine calls five things: ``add``, ``abort``, ``schedule``, ``update`` and
-    ``has_work``; a class of your own with these five can stand in its place."""
+    ``has_work``; a class of your own with these five can stand in its place. A sixth, ``shed``, is called where it is
+    there, while no stages are up."""
 
     def __init__(
         self,

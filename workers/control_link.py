@@ -172,7 +172,8 @@ class ControlLink(threading.Thread):
         if os.getppid() != self._launch.parent_pid:  # somebody it has forked may hold standard input open
             self._end_process(EXIT_DONE)
         step, since = self.executing or (None, now)
-        self._post(socket, Heartbeat(step, now - since))
+        # The main thread may have begun a step since ``now`` was read.
+        self._post(socket, Heartbeat(step, max(now - since, 0.0)))
         silent = 0.0 if self._heard_at is None else now - self._heard_at
         if self._launch.remote and silent > ENGINE_SILENT_SECONDS:
             self._end_with(StoppedError(EXIT_LOST, f"nothing was heard of the engine for {silent:.1f} s"))

@@ -93,7 +93,8 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def shutdown(self) -> None:
-        """Stop the stages and free what they hold; ends within seconds. Callable twice and before ``start``."""
+        """Stop the stages and free what they hold; ends within seconds. Callable twice, before ``start``, and from
+        another thread while that runs, which then raises."""
 
     @property
     @abc.abstractmethod

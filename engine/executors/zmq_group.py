@@ -152,13 +152,16 @@ class StageGroup:
     # -- what arrives
 
     def take_control(self) -> None:
-        """Read every control message that is there."""
+        """Read every control message that is there, until one ends this group: others may be for the next one."""
         if self._door is not None:
             self._door.look()
+        if self.failure is not None:
+            return
         for control in (self._local, self._door) if self._door is not None else (self._local,):
             for identity, message in control.receive():
-                if self.failure is None:
-                    self._take(control, identity, message)
+                self._take(control, identity, message)
+                if self.failure is not None:
+                    return
 
     def take_result(self) -> StepResult | None:
         """The next result that has arrived; ``None`` where there is none."""

@@ -68,14 +68,14 @@ class OutputThread:
         """Start-up, the loop, the end."""
         try:
             state = self._make_state(self._executor.start())
+            with state.changed:
+                self._be_patient(state.core)
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             try:
                 shut_down(self._executor)
             finally:
                 self.started.set_exception(error)
             return
-        with state.changed:
-            self._be_patient(state.core)
         self.started.set_result(state)
         try:
             while self.collect_once(state, COLLECT_TIMEOUT):

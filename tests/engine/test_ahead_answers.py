@@ -122,8 +122,9 @@ def test_a_step_stands_ready_while_the_one_before_is_computed() -> None:
         valve.await_arrival(1)
         valve.let_through()
         valve.await_arrival(2)
-        await_state(llm.engine, lambda: len(llm.engine.state.core.in_flight) == 2)
-        assert llm.engine.state.core.in_flight[1].plan.feeds_from == 2
+        in_flight = llm.engine.state.core.in_flight
+        await_state(llm.engine, lambda: [flight.plan.step for flight in in_flight] == [2, 3])
+        assert in_flight[1].plan.feeds_from == 2
         valve.open()
         assert tokens_of(future.result(SECONDS)) == expected_tokens([1, 2, 3], 5)
 
