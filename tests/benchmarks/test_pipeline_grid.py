@@ -88,6 +88,7 @@ def test_no_result_to_keep_is_an_error(tmp_path: Path) -> None:
         pipeline_grid.parse_args(["--only", "balanced", "--json", str(tmp_path / "missing.json")])
 
 
+@pytest.mark.slow
 def test_the_headline_says_which_pair_comes_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = tmp_path / "headline.json"
     assert pipeline_headline.main(["--quick", "--processes", "1", "--json", str(kept)]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,14 @@ STEPS = 64
 """A multiple of the block size, in which every row opens as many blocks, and in a mixed load everybody ends once."""
 LOOKS_AROUND = {"longest-prefix"}
 """Orderings that compare some of the waiting whenever one is to be admitted; how many is bounded."""
+
+
+QUICK = {"greedy", "balanced", "fair", "longest-prefix"}
+"""Presets that differ in what the quick suite looks at; the slow marker runs the others too."""
+
+
+def some_quick(presets: Iterable[str]) -> list[Any]:
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in presets]
 
 
 def calls_per_step(load: HostLoad) -> float:
@@ -59,14 +68,14 @@ def calls(scheduler: str, running: int, mix: str, *waiting: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("scheduler", distinct_presets())
+@pytest.mark.parametrize("scheduler", some_quick(distinct_presets()))
 def test_a_step_in_which_nobody_comes_or_goes_costs_the_same_however_many_wait(scheduler: str) -> None:
     nobody, hundred, thousand = calls(scheduler, 64, "decode", 0, 100, 1000)
     assert hundred == thousand
     assert thousand <= nobody + 200  # who is first, and whom it may displace
 
 
-@pytest.mark.parametrize("scheduler", [name for name in distinct_presets() if name != "static-batch"])
+@pytest.mark.parametrize("scheduler", some_quick(name for name in distinct_presets() if name != "static-batch"))
 def test_a_step_in_which_somebody_is_admitted_costs_the_same_however_many_wait(scheduler: str) -> None:
     nobody, hundred, thousand = calls(scheduler, 64, "mixed", 0, 100, 1000)
     if scheduler not in LOOKS_AROUND:

@@ -98,7 +98,7 @@ def test_fair_tenants_who_all_have_requests_waiting_get_the_same() -> None:
 # -- deadline, priority, longest-prefix
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_deadline_more_requests_make_theirs_under_overload(seed: int) -> None:
     """Goodput: requests a second whose last token came by their deadline. Faster than they can be served, so that with
     fcfs everybody waits."""
@@ -145,7 +145,7 @@ def test_priority_the_top_class_hardly_notices_the_others() -> None:
     assert queued > 10 * idle, said
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_priority_in_a_burst_the_top_class_goes_first(seed: int) -> None:
     """With as many seats as memory has room for; up to twice as long as alone is what bursts of its own leave."""
     arrivals = WORKLOADS["bursty-chat"].make(seed, LONGEST)
@@ -158,7 +158,7 @@ def test_priority_in_a_burst_the_top_class_goes_first(seed: int) -> None:
     assert priority <= 1.9 * alone < 10 * alone < fcfs, said
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_longest_prefix_finds_more_in_a_cache_that_is_too_small(seed: int) -> None:
     """Share of the prompt tokens that were found in the cache."""
     fcfs, longest = (ran(name, "shared-prefix", seed).figures for name in ("fcfs", "longest-prefix"))
