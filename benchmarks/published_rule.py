@@ -56,8 +56,7 @@ class PlannedAhead(MicroBatch):
         limits = step.limits
         largest = min(limits.max_num_batched_tokens, limits.long_prefill_token_threshold or 1 << 62)
         for request in step.table.prefilling.values():
-            if rest := request.num_tokens - request.num_computed_tokens:
-                self._enter(request, min(rest, largest), before)
+            self._enter(request, min(request.num_tokens - request.num_computed_tokens, largest), before)
         newcomers: dict[int, RequestView] = {}
         taken = 0
         for request in waiting.visit(step):
