@@ -69,15 +69,11 @@ class StepCost:
 
     line: LinearCost
     bends: Mapping[int, float]
-    """By half-octave of tokens: what was measured, as a share of the line."""
+    """By half-octave of tokens: what was measured, as a share of the line. Empty where only the line is asked for."""
 
     def at(self, num_tokens: float) -> float:
         """Seconds of a step of so many tokens."""
         return self.line.at(num_tokens) * self.bends.get(_octave(num_tokens), 1.0)
-
-    def was_seen(self, num_tokens: float) -> bool:
-        """Whether a step of about so many tokens was measured."""
-        return _octave(num_tokens) in self.bends
 
     @classmethod
     def total(cls, costs: Sequence[StepCost]) -> StepCost:
@@ -140,7 +136,9 @@ class CostFit:
     def observe_at_most(self, num_tokens: int, context_tokens: int, *seconds: float) -> None:
         """One step that took no longer than this: it counts where more was expected of its like."""
         cell = self._cells.get((_octave(num_tokens), _octave(context_tokens)))
-        expected = cell.seconds if cell is not None else [cost.at(num_tokens) for cost in self.near(num_tokens)]
+        expected = (
+            cell.seconds if cell is not None else [cost.at(num_tokens) for cost in self.near(num_tokens, bent=True)]
+        )
         if sum(seconds) < sum(expected):
             self.observe(num_tokens, context_tokens, *seconds)
 
@@ -181,9 +179,14 @@ class CostFit:
         """By cell: tokens, and seconds of the column that took longest."""
         return [(cell.num_tokens, max([*cell.seconds, 1e-9])) for cell in self._cells.values()]
 
-    def near(self, num_tokens: float) -> list[StepCost]:
+    def was_seen(self, num_tokens: float) -> bool:
+        """Whether a step of about so many tokens was measured."""
+        octave = _octave(num_tokens)
+        return any(tokens == octave for tokens, _ in self._cells)
+
+    def near(self, num_tokens: float, bent: bool = False) -> list[StepCost]:
         """The fit of every column where steps of about this size count most; the cost of their usual history is put
-        on the tokens. Empty before the first step."""
+        on the tokens. ``bent``: with what each size took, too. Empty before the first step."""
         if not self._cells:
             return []
         total = history = 0.0
@@ -194,7 +197,10 @@ class CostFit:
                 history += weight * cell.context_tokens / cell.num_tokens
         history = history / total if total else 0.0
         return [
-            StepCost(LinearCost(fit.base, fit.per_token + history * fit.per_context), self._bends(column, fit))
+            StepCost(
+                LinearCost(fit.base, fit.per_token + history * fit.per_context),
+                self._bends(column, fit) if bent else {},
+            )
             for column, fit in enumerate(self._fit(num_tokens))
         ]
 

@@ -54,7 +54,7 @@ class PipelineTiming:
         self._last_of_queue: dict[int, tuple[int, float]] = {}
         """Per queue: the first decode of its last step, and when the last stage was done with it."""
         self._fresh_until = 0
-        self._trips: dict[int, RoundTrip] = {}
+        self._trips: dict[tuple[int, bool], RoundTrip] = {}
         self._knee: float | None = None
 
     def observe(self, plan: StepPlan, result: StepResult) -> None:
@@ -115,16 +115,21 @@ class PipelineTiming:
         per_token = max(cost.per_token, 0.5 / self._prompts.best_rate)
         return cost.per_context / max(per_token, cost.per_context / _HIGHEST_PRICE)
 
-    def round_trip(self, num_tokens: float) -> RoundTrip | None:
-        """What a micro-batch of about so many tokens costs; ``None`` while nothing is known. Refreshed now and then,
-        since fitting costs more than looking."""
+    def round_trip(self, num_tokens: float, bent: bool = False) -> RoundTrip | None:
+        """What a micro-batch of about so many tokens costs; ``None`` while nothing is known. ``bent``: not the line
+        through all sizes, but what each of them took. Refreshed now and then, since fitting costs more than looking."""
         if not self.num_steps:
             return None
         self._refresh()
-        key = round(2 * math.log2(num_tokens + 1.0))
+        size = round(2 * math.log2(num_tokens + 1.0))
+        key = size, bent
         if key not in self._trips:
-            self._trips[key] = self._fit(2.0 ** (key / 2) - 1.0)
+            self._trips[key] = self._fit(2.0 ** (size / 2) - 1.0, bent)
         return self._trips[key]
+
+    def was_seen(self, num_tokens: float) -> bool:
+        """Whether a step of about so many tokens was measured."""
+        return self._steps.was_seen(num_tokens)
 
     @property
     def knee(self) -> float:
@@ -140,7 +145,7 @@ class PipelineTiming:
             self._trips.clear()
             self._knee = None
 
-    def _fit(self, num_tokens: float) -> RoundTrip:
-        stages = self._steps.near(num_tokens)
-        parts = [*stages, *self._link.near(num_tokens) * (self._num_stages - 1), *self._back.near(num_tokens)]
-        return RoundTrip(max(stages, key=lambda cost: cost.at(num_tokens)), StepCost.total(parts))
+    def _fit(self, num_tokens: float, bent: bool) -> RoundTrip:
+        stages, link, back = (fit.near(num_tokens, bent) for fit in (self._steps, self._link, self._back))
+        around = StepCost.total([*stages, *link * (self._num_stages - 1), *back])
+        return RoundTrip(max(stages, key=lambda cost: cost.at(num_tokens)), around)

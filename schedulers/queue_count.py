@@ -26,21 +26,20 @@ class QueueCount:
         """With micro-batches of up to ``largest`` tokens. Without measurements, as many as stages."""
         timing, stages = table.timing, table.num_stages
         tokens = max(1, work.num_decodes + work.prompt_tokens)
-        trip = timing.round_trip(min(largest, tokens / (self.count or stages)))
+        few = not work.prompt_tokens and tokens <= 2 * stages
+        trip = timing.round_trip(min(largest, tokens / (self.count or stages)), bent=few)
         if trip is None:
             self.count = min(len(table.queues), stages)
         elif timing.num_steps >= self._look_again_at or not self._tokens < 2 * tokens < 4 * self._tokens:
-            few = not work.prompt_tokens and tokens <= 2 * stages
-            slowest, around = (trip.slowest, trip.around) if few else (trip.slowest.line, trip.around.line)
             times = []
             for count in range(1, min(len(table.queues), tokens) + 1):
                 size = min(largest, -(-tokens // count))
                 less = max(0, count * size - tokens) if few else 0  # these have a token less
-                stage = (count - less) * slowest.at(size) + less * slowest.at(size - 1)
-                revolution = max(stage, around.at(size))
+                slowest = (count - less) * trip.slowest.at(size) + less * trip.slowest.at(size - 1)
+                revolution = max(slowest, trip.around.at(size))
                 times.append(revolution / min(count * size, tokens))
             unsure = 0.02 if few else 0.03
-            if not work.prompt_tokens and not trip.slowest.was_seen(-(-tokens // (self.count or stages))):
+            if not work.prompt_tokens and not timing.was_seen(-(-tokens // (self.count or stages))):
                 unsure = 0.1
             self.count = self._best(times, min(stages, len(times)), unsure)
             self._look_again_at, self._tokens = timing.num_steps + self.count, tokens

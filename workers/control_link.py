@@ -136,7 +136,6 @@ class ControlLink(threading.Thread):
             PipelineKey(*launch.key).secure(socket, server=False)
         handshakes = HandshakeMonitor(socket)
         socket.connect(launch.control)
-        self._post(socket, Hello(WIRE_VERSION, __version__, launch.index, os.getpid(), sockets.gethostname()))
         poller = zmq.Poller()
         for source in (socket, handshakes.socket, self._wake_fd, sys.stdin.fileno()):
             poller.register(source, zmq.POLLIN)
@@ -158,7 +157,7 @@ class ControlLink(threading.Thread):
                 socket.close(int(GRACE_SECONDS * 1000))
                 return
             if handshakes.socket in ready:
-                self._take_handshakes(handshakes)
+                self._take_handshakes(socket, handshakes)
             if socket in ready:
                 self._take(socket)
             now = time.monotonic()
@@ -171,10 +170,12 @@ class ControlLink(threading.Thread):
     def _beat(self, socket: zmq.Socket[Any], now: float) -> None:
         if os.getppid() != self._launch.parent_pid:  # somebody it has forked may hold standard input open
             self._end_process(EXIT_DONE)
+        if self._heard_at is None:
+            return
         step, since = self.executing or (None, now)
         # The main thread may have begun a step since ``now`` was read.
         self._post(socket, Heartbeat(step, max(now - since, 0.0)))
-        silent = 0.0 if self._heard_at is None else now - self._heard_at
+        silent = now - self._heard_at
         if self._launch.remote and silent > ENGINE_SILENT_SECONDS:
             self._end_with(StoppedError(EXIT_LOST, f"nothing was heard of the engine for {silent:.1f} s"))
 
@@ -203,9 +204,12 @@ class ControlLink(threading.Thread):
             else:
                 self._inbox.put(message)
 
-    def _take_handshakes(self, handshakes: HandshakeMonitor) -> None:
+    def _take_handshakes(self, socket: zmq.Socket[Any], handshakes: HandshakeMonitor) -> None:
         for failed in handshakes.take():
             self._failed_handshakes = self._failed_handshakes + 1 if failed else 0
+            if not failed and self._heard_at is None:  # whom it said hello to before is gone without an answer
+                index, host = self._launch.index, sockets.gethostname()
+                self._post(socket, Hello(WIRE_VERSION, __version__, index, os.getpid(), host))
         if self._failed_handshakes >= _MAX_HANDSHAKES or handshakes.is_refused:
             reason = f"the engine at {self._launch.control} does not accept this pipeline key: it has another one"
             self._end_with(StoppedError(EXIT_FAILED, reason))

@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.errors import EngineDeadError
+from ..core.errors import EngineDeadError, ModelLoadError
 from ..core.step import StepPlan, StepResult
 from .model_engine import ModelEngine, ModelInfo, Progress
 from .sampler import Sampler, SamplerFactory
 from .slots import FedRows, SlotTable
 
 _TRACEBACK_FRAMES = 6
+_METHODS = ("load", "allocate", "forward", "check_device", "release")
+"""Of a ``ModelEngine``."""
 
 
 @dataclass(slots=True)
@@ -64,7 +66,10 @@ class Stage:
         """By step: places for tokens that the last stage has not told of yet."""
 
     def load(self, progress: Progress | None = None) -> ModelInfo:
-        """Load the stage's weights. Raises what the model engine raises."""
+        """Load the stage's weights. Raises what the model engine raises, and ``ModelLoadError`` where it is none."""
+        missing = [name for name in _METHODS if not callable(getattr(self._model_engine, name, None))]
+        if missing:  # found by the first step that fails, this would end the engine
+            raise ModelLoadError(f"{type(self._model_engine).__name__} is no model engine: no {', '.join(missing)}")
         self._info = self._model_engine.load(progress)
         return self._info
 

@@ -297,22 +297,26 @@ class StageGroup:
 
     def _take(self, control: ControlSocket, identity: bytes, message: FromStage | WireError) -> None:
         stage = self._by_identity.get(identity)
-        if isinstance(message, Hello) and stage is None:
-            greeted = self._bringup.greet(control, identity, message)
-            if greeted is not None:
-                self._by_identity[identity] = greeted
-                greeted.heard_at = self._joined_at = time.monotonic()
-                if greeted.process is None and self._door is not None:
-                    self._door.guests.add(greeted.index)
-            return
         if stage is None:
-            control.drop("it comes from no stage of this start")
+            if isinstance(message, Hello):
+                self._greet(control, identity, message)
+            else:
+                control.drop("it comes from no stage of this start")
             return
         stage.heard_at = time.monotonic()
         try:
             self._take_from(stage, message)
         except Exception as error:  # noqa: BLE001 - it fails the stages, not the thread
             self.fail(stage.index, f"stage {stage.index}: {error}", error)
+
+    def _greet(self, control: ControlSocket, identity: bytes, hello: Hello) -> None:
+        stage = self._bringup.greet(control, identity, hello)
+        if stage is None:
+            return
+        self._by_identity[identity] = stage
+        stage.heard_at = self._joined_at = time.monotonic()
+        if stage.process is None and self._door is not None:
+            self._door.guests.add(stage.index)
 
     def _take_from(self, stage: StageRecord, message: FromStage | WireError) -> None:
         if isinstance(message, Heartbeat):

@@ -56,6 +56,7 @@ def around(line: Line, tokens: int) -> float:
 def test_nothing_is_known_before_the_first_step() -> None:
     timing = PipelineTiming(2)
     assert timing.round_trip(8) is None
+    assert not timing.was_seen(8)
     assert list(timing.stages) == [None, None]
     assert timing.history_price == 0.0
 
@@ -84,6 +85,7 @@ def test_the_slowest_stage_is_found() -> None:
     trip = line.timing.round_trip(64)
     assert trip is not None
     assert trip.slowest.at(64) == pytest.approx(2 * (5e-3 + 64e-4), rel=0.05)
+    assert (line.timing.was_seen(64), line.timing.was_seen(1)) == (True, False)
     costs = line.timing.stages
     assert costs[0] is not None
     assert costs[0].at(64) == pytest.approx(5e-3 + 64e-4, rel=0.1)

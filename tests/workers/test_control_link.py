@@ -58,6 +58,29 @@ def test_nonsense_from_the_engine_is_answered_with_a_failure_that_blames_it(
         assert stage.wait(SECONDS) == 0
 
 
+def test_an_engine_in_the_place_of_one_that_never_answered_hears_of_the_stage(
+    engine: zmq.Socket[bytes], tmp_path: Path
+) -> None:
+    """An engine that ended right then: else the stage would wait for the next one, and that for the stage."""
+    with subprocess.Popen(_STAGE, stdin=subprocess.PIPE) as stage:
+        assert stage.stdin is not None
+        stage.stdin.write(launch(tmp_path, os.getpid()))
+        stage.stdin.flush()
+        assert isinstance(decode_from_stage(engine.recv_multipart()[2]), Hello)
+        assert not engine.poll(1200), "it says nothing more before it was answered"
+        address = engine.get_string(zmq.LAST_ENDPOINT)
+        engine.unbind(address)
+        with engine.context.socket(zmq.ROUTER) as following:
+            following.set(zmq.LINGER, 0)
+            following.set(zmq.RCVTIMEO, int(SECONDS * 1000))
+            engine.close()
+            following.bind(address)
+            identity, token, frame = following.recv_multipart()
+            assert token == TOKEN and isinstance(decode_from_stage(frame), Hello)
+            following.send_multipart([identity, encode(Stop(final=True))])
+            assert stage.wait(SECONDS) == 0
+
+
 @pytest.mark.parametrize("moment", ["before it is told whom to join", "later"])
 def test_a_stage_ends_with_its_parent_even_where_another_process_holds_its_standard_input(
     engine: zmq.Socket[bytes], tmp_path: Path, moment: str

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llm_engine.core.errors import EngineDeadError
+from llm_engine.core.errors import EngineDeadError, ModelLoadError
 from llm_engine.core.sampling_params import SamplingParams
 from llm_engine.core.step import StepPlan, StepResult
 from llm_engine.workers.model_engine import ModelEngine
@@ -334,3 +334,11 @@ assert "torch" not in sys.modules
 """
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=root)
+
+
+def test_a_model_engine_that_lacks_a_method_is_named_before_it_is_needed() -> None:
+    stage = Stage(object(), BatchSampler, index=0, num_stages=1, max_num_seqs=8)  # type: ignore[arg-type]
+    with pytest.raises(
+        ModelLoadError, match="object is no model engine: no load, allocate, forward, check_device, rel"
+    ):
+        stage.load()

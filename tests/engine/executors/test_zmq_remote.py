@@ -124,6 +124,19 @@ def stage_of(joined: subprocess.Popen[str]) -> psutil.Process:
     return stage
 
 
+@pytest.fixture
+def pair(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ZmqExecutor, subprocess.Popen[str]]]:
+    """Two stages that serve; the second one has joined by hand."""
+    tell_stages(monkeypatch, 2)
+    joined = hosts.join(1)
+    executor = toy_executor(2, remote_stages="1", **hosts.settings)
+    try:
+        executor.start()
+        yield executor, joined
+    finally:
+        executor.shutdown()
+
+
 @pytest.mark.parametrize("remote", ["1", "0,2", "0,1,2"])
 def test_stages_join_over_tcp_wherever_they_stand_in_the_pipeline(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch, remote: str
@@ -170,64 +183,55 @@ def test_tokens_are_fed_back_from_host_to_host(hosts: Hosts, monkeypatch: pytest
         executor.shutdown()
 
 
-def test_a_stage_that_was_lost_joins_again_by_itself(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    tell_stages(monkeypatch, 2)
-    joined = hosts.join(1)
-    executor = toy_executor(2, remote_stages="1", **hosts.settings)
-    try:
-        executor.start()
-        check_tokens(executor)
-        began = time.monotonic()
-        stage_of(joined).kill()
-        died = executor.collect(SECONDS)
-        assert isinstance(died, StageDied) and died.stage == 1 and "nothing was heard of it" in died.cause
-        assert time.monotonic() - began < 2.5
-        executor.restart(1)
-        assert executor.collect(SECONDS) == StagesUp(1)
-        check_tokens(executor, 1)
-        os.kill(stage_pids(executor)[0], signal.SIGKILL)  # the local one: the remote one starts anew as well
-        died = executor.collect(SECONDS)
-        assert isinstance(died, StageDied) and died.stage == 0
-        executor.restart(2)
-        assert executor.collect(SECONDS) == StagesUp(2)
-        check_tokens(executor, 2)
-        assert joined.poll() is None
-        assert "joining again" in hosts.log_of(joined)
-    finally:
-        executor.shutdown()
+def test_a_stage_that_was_lost_joins_again_by_itself(
+    hosts: Hosts, pair: tuple[ZmqExecutor, subprocess.Popen[str]]
+) -> None:
+    executor, joined = pair
+    check_tokens(executor)
+    began = time.monotonic()
+    stage_of(joined).kill()
+    died = executor.collect(SECONDS)
+    assert isinstance(died, StageDied) and died.stage == 1 and "nothing was heard of it" in died.cause
+    assert time.monotonic() - began < 2.5
+    executor.restart(1)
+    assert executor.collect(SECONDS) == StagesUp(1)
+    check_tokens(executor, 1)
+    os.kill(stage_pids(executor)[0], signal.SIGKILL)  # the local one: the remote one starts anew as well
+    died = executor.collect(SECONDS)
+    assert isinstance(died, StageDied) and died.stage == 0
+    executor.restart(2)
+    assert executor.collect(SECONDS) == StagesUp(2)
+    check_tokens(executor, 2)
+    assert joined.poll() is None
+    assert "joining again" in hosts.log_of(joined)
+    executor.shutdown()
     assert joined.wait(SECONDS) == 0
 
 
 @pytest.mark.parametrize("when", ["at once", "while they start again", "after they failed to"])
 def test_a_stage_that_an_outage_has_sent_away_is_told_that_the_engine_ends(
-    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, when: str
+    hosts: Hosts, pair: tuple[ZmqExecutor, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Else it would wait for ever for an engine that is no more."""
-    tell_stages(monkeypatch, 2)
-    joined = hosts.join(1)
-    executor = toy_executor(2, remote_stages="1", **hosts.settings)
-    try:
-        executor.start()
-        os.kill(stage_pids(executor)[0], signal.SIGKILL)
+    executor, joined = pair
+    os.kill(stage_pids(executor)[0], signal.SIGKILL)
+    assert isinstance(executor.collect(SECONDS), StageDied)
+    if when == "while they start again":
+        executor.restart(1)
+        assert executor.collect(0.05) is None
+    elif when == "after they failed to":
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        executor.restart(1)
         assert isinstance(executor.collect(SECONDS), StageDied)
-        if when == "while they start again":
-            executor.restart(1)
-            assert executor.collect(0.05) is None
-        elif when == "after they failed to":
-            monkeypatch.setattr(sys, "executable", "/bin/false")
-            executor.restart(1)
-            assert isinstance(executor.collect(SECONDS), StageDied)
-    finally:
-        executor.shutdown()
+    executor.shutdown()
     assert joined.wait(SECONDS) == 0
     assert "the engine has ended" in hosts.log_of(joined)
 
 
-def test_an_engine_that_ends_waits_for_no_stage_without_an_end(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    tell_stages(monkeypatch, 2)
-    joined = hosts.join(1)
-    executor = toy_executor(2, remote_stages="1", **hosts.settings)
-    executor.start()
+def test_an_engine_that_ends_waits_for_no_stage_without_an_end(
+    pair: tuple[ZmqExecutor, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, joined = pair
     joined.kill()
     assert isinstance(executor.collect(SECONDS), StageDied)
     began = time.monotonic()
@@ -237,25 +241,20 @@ def test_an_engine_that_ends_waits_for_no_stage_without_an_end(hosts: Hosts, mon
 
 
 def test_a_stage_hears_of_an_engine_that_always_has_another_result(
-    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+    hosts: Hosts, pair: tuple[ZmqExecutor, subprocess.Popen[str]]
 ) -> None:
     """For longer than an engine may be silent."""
-    tell_stages(monkeypatch, 2)
-    joined = hosts.join(1)
-    executor = toy_executor(2, remote_stages="1", **hosts.settings)
-    try:
-        executor.start()
-        planner = Planner()
-        plans = [planner.plan({}) for _ in range(200)]
-        for plan in plans:
-            executor.push(plan)
-        for _ in plans:
-            assert isinstance(executor.collect(SECONDS), StepResult)
-            time.sleep(0.025)  # what is made of it
-        assert executor.collect(0.5) is None
-        check_tokens(executor)
-    finally:
-        executor.shutdown()
+    executor, joined = pair
+    planner = Planner()
+    plans = [planner.plan({}) for _ in range(200)]
+    for plan in plans:
+        executor.push(plan)
+    for _ in plans:
+        assert isinstance(executor.collect(SECONDS), StepResult)
+        time.sleep(0.025)  # what is made of it
+    assert executor.collect(0.5) is None
+    check_tokens(executor)
+    executor.shutdown()
     assert joined.wait(SECONDS) == 0
     assert "nothing was heard of the engine" not in hosts.log_of(joined)
 
