@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from llm_engine.cli.bench_scheduler import distinct_presets
 from llm_engine.cli.scheduler_cost import MIXES, PARTS, HostLoad, NoSuchLoad, StepTimes, Stopwatch, measure
+from tests.quick import some_quick
 
 STEPS = 64
 """A multiple of the block size, in which every row opens as many blocks, and in a mixed load everybody ends once."""
@@ -19,12 +19,8 @@ LOOKS_AROUND = {"longest-prefix"}
 """Orderings that compare some of the waiting whenever one is to be admitted; how many is bounded."""
 
 
-QUICK = {"greedy", "balanced", "fair", "longest-prefix"}
-"""Presets that differ in what the quick suite looks at; the slow marker runs the others too."""
-
-
-def some_quick(presets: Iterable[str]) -> list[Any]:
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in presets]
+QUICK = {"balanced", "fair", "longest-prefix"}
+"""Presets that differ in what the quick suite looks at."""
 
 
 def calls_per_step(load: HostLoad) -> float:
@@ -68,14 +64,16 @@ def calls(scheduler: str, running: int, mix: str, *waiting: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("scheduler", some_quick(distinct_presets()))
+@pytest.mark.parametrize("scheduler", some_quick(distinct_presets(), QUICK))
 def test_a_step_in_which_nobody_comes_or_goes_costs_the_same_however_many_wait(scheduler: str) -> None:
     nobody, hundred, thousand = calls(scheduler, 64, "decode", 0, 100, 1000)
     assert hundred == thousand
     assert thousand <= nobody + 200  # who is first, and whom it may displace
 
 
-@pytest.mark.parametrize("scheduler", some_quick(name for name in distinct_presets() if name != "static-batch"))
+@pytest.mark.parametrize(
+    "scheduler", some_quick([name for name in distinct_presets() if name != "static-batch"], QUICK)
+)
 def test_a_step_in_which_somebody_is_admitted_costs_the_same_however_many_wait(scheduler: str) -> None:
     nobody, hundred, thousand = calls(scheduler, 64, "mixed", 0, 100, 1000)
     if scheduler not in LOOKS_AROUND:
@@ -85,7 +83,7 @@ def test_a_step_in_which_somebody_is_admitted_costs_the_same_however_many_wait(s
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("scheduler", ["greedy", "balanced", "guaranteed-no-evict", "fair"])
+@pytest.mark.parametrize("scheduler", some_quick(["greedy", "balanced", "guaranteed-no-evict", "fair"], QUICK))
 def test_cost_grows_no_faster_than_what_is_scheduled(scheduler: str, mix: str) -> None:
     few, many = (calls(scheduler, running, mix, 20)[0] for running in (256, 1024))
     # Four times the rows and, in the mixed load, four times as many who come and go.

@@ -19,6 +19,7 @@ from llm_engine.core.request import RequestState
 from llm_engine.engine.engine import Engine
 from tests.engine.engines import SECONDS, Commanded, Valve, await_state, await_true, greedy, tokens_of, toy_llm
 from tests.engine.mortal import mortal
+from tests.quick import some_quick
 from tests.toy_model_engine import expected_tokens
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -195,7 +196,7 @@ def orders_of(*events: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("first", ["abort", "pause", "result", "death"])
-@pytest.mark.parametrize("aborted", ["busy", "held"])
+@pytest.mark.parametrize("aborted", some_quick(["busy", "held"], ["held"]))
 def test_every_order_with_a_death_and_a_return(first: str, aborted: str) -> None:
     for order in orders_of("abort", "pause", "result", "result", "death", "comeback"):
         if order[0] == first:

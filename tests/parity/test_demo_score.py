@@ -38,7 +38,7 @@ def test_score() -> None:
     "settings",
     [
         {"pipeline_parallel_size": 2},
-        {"pipeline_parallel_size": 3, **CHUNKS, **SCARCE},
+        pytest.param({"pipeline_parallel_size": 3, **CHUNKS, **SCARCE}, marks=pytest.mark.slow),
         {"enable_prefix_caching": False, "max_num_seqs": 3},
         {"block_size": 4, "max_num_batched_tokens": 32},
     ],

@@ -14,9 +14,15 @@ import pytest
 
 from llm_engine import LLM, SamplingParams
 from tests.models.tiny_models import ARCHITECTURES
+from tests.quick import some_quick
 
 from .conftest import NUM_TOKENS, Case
 
+FAMILIES = {
+    *("llama", "llama-3", "smollm3", "mistral", "qwen2", "qwen2-window", "qwen3", "phi3", "phi3-longrope"),
+    *("gemma2", "gemma3", "mixtral", "qwen3-moe"),
+}
+"""The others differ in how they read their config and in a factor; tests/models/ compares the logits of all."""
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
 
 
@@ -131,19 +137,19 @@ def check(case: Case, setting: Setting) -> None:
         assert setting.proof(llm, outputs), "the setting did not do what it is here for"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", some_quick(ARCHITECTURES, FAMILIES))
 def test_every_architecture(architecture: str, case_of: Callable[[str, int], Case]) -> None:
     check(case_of(architecture, 6), SETTINGS["everything"])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_setting(setting: str, case_of: Callable[[str, int], Case]) -> None:
-    check(case_of("llama-3", 16), SETTINGS[setting])
+    check(case_of("llama-3", 8), SETTINGS[setting])
 
 
 @pytest.mark.parametrize("setting", ["zmq-3", "zmq-1-no-look-ahead"])
 def test_processes(setting: str, case_of: Callable[[str, int], Case]) -> None:
-    check(case_of("llama-3", 16), PROCESSES[setting])
+    check(case_of("llama-3", 8), PROCESSES[setting])
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ LOADS += [(name, a_duplicated_prompt) for name in SCHEDULERS if name not in ("st
 
 @pytest.mark.parametrize(("scheduler", "load"), LOADS)
 def test_a_pass_over_many_who_are_passed_over_costs_the_same_however_many_wait(scheduler: str, load: Any) -> None:
-    few, many = load(scheduler, 200), load(scheduler, 2000)
+    few, many = load(scheduler, 200), load(scheduler, 800)
     for books in (few, many):
         books.plan()  # what each finds in the cache is looked up once
     few_calls, many_calls = calls_of(few), calls_of(many)

@@ -18,7 +18,7 @@ from tests.server.test_app import Site
 __all__ = ["traces"]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.usefixtures("traces")
 def test_a_stream_goes_on_and_ready_tells_of_it(victim: int) -> None:
     began = time.monotonic()
