@@ -18,7 +18,8 @@ def check_outputs(written: Mapping[str, str | None], read: Mapping[str, str | No
     for name, path in written.items():
         if path is None:
             continue
-        if (other := known.setdefault(os.path.realpath(path), name)) != name:
+        other = known.setdefault(os.path.realpath(path), name)
+        if other != name and (os.path.isfile(path) or not os.path.exists(path)):  # /dev/null takes any number
             raise ConfigError(name, path, f"another file than that of {other}")
         check_writable(path, name)
         if name == "plot":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from llm_engine.cli.main import main
+from llm_engine.cli.outputs import check_outputs
 from llm_engine.metrics.step_parts import PARTS
 from llm_engine.metrics.step_trace import TraceMetadata, write_trace
 from tests.metrics.records import step
@@ -123,6 +125,10 @@ def test_a_file_that_would_be_overwritten_or_cannot_be_written_is_refused_before
         assert says in err
     assert Path(trace).read_bytes() == before
     assert not list(tmp_path.iterdir())
+
+
+def test_what_nobody_keeps_may_be_written_twice() -> None:
+    check_outputs({"json": os.devnull, "trace": os.devnull}, {})
 
 
 def test_what_is_no_trace_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from llm_engine.simulation.config import SimulationConfig
 from llm_engine.simulation.hardware import HARDWARE
 from llm_engine.simulation.model_shapes import SHAPES, find_shape
 from llm_engine.simulation.setup import Setup, set_up
+from llm_engine.simulation.workload import Arrival, prompt
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -126,6 +127,9 @@ def test_memory_follows_the_share_and_may_be_told_or_unlimited() -> None:
 def test_more_blocks_than_can_be_counted_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_kv_blocks is 99999999999999; allowed: at most 16777216"):
         made({"num_kv_blocks": 99_999_999_999_999})
+    many = [Arrival(0.0, prompt(0, 3000), 1000)] * 5_000
+    with pytest.raises(ConfigError, match=r"unlimited_kv is \d+; allowed: at most 16777216 blocks"):
+        set_up(SimulationConfig(unlimited_kv=True), EngineConfig.of(block_size=1), arrivals=many)
 
 
 def test_a_cpu_has_its_own_defaults() -> None:
