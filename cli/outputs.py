@@ -19,7 +19,7 @@ def check_outputs(written: Mapping[str, str | None], read: Mapping[str, str | No
         if path is None:
             continue
         other = known.setdefault(os.path.realpath(path), name)
-        if other != name and (os.path.isfile(path) or not os.path.exists(path)):  # /dev/null takes any number
+        if other != name and path != os.devnull:
             raise ConfigError(name, path, f"another file than that of {other}")
         check_writable(path, name)
         if name == "plot":

@@ -103,7 +103,8 @@ class CostFit:
     """``LinearCost`` fitted online to steps that came back, for several columns at once: one per stage.
 
     Steps are gathered in cells by size and history, half an octave wide, and least squares run over the cells' means.
-    So a thousand steps of one size do not make the fit forget what others cost, and a cell follows what changes.
+    So a thousand steps of one size do not make the fit forget what others cost, and a cell follows what changes; none
+    is ever given up.
     Errors count relative to the time taken. Coefficients that come out negative, as noise makes them, are dropped and
     the rest fitted again. Until sizes differ, the fixed part is taken for that of ``prior_knee`` tokens.
     """
@@ -222,10 +223,13 @@ class CostFit:
     def _fit(self, near: float | None = None) -> list[LinearCost]:
         products = [[0.0] * 3 for _ in range(3)]
         targets = [[0.0] * 3 for _ in range(self._num_columns)]
-        for cell in self._weighted():
+        cells = self._weighted()
+        # Of a cell that took no time at all the relative error would outweigh all the others.
+        least = max(1e-3 * max(sum(cell.seconds) for cell in cells) / self._num_columns, 1e-9)
+        for cell in cells:
             # Scaled so that the three columns are of like size, or the solution would lose its digits.
             row = (1.0, cell.num_tokens * 1e-2, cell.context_tokens * 1e-5)
-            mean = max(sum(cell.seconds) / self._num_columns, 1e-9)
+            mean = max(sum(cell.seconds) / self._num_columns, least)
             weight = cell.count / (mean * mean)
             if near is not None:
                 weight *= self._closeness(cell, near)

@@ -50,7 +50,8 @@ class PipelineTiming:
         """From one stage to the next: the mean over those where it can be told."""
         self._back = CostFit()
         """From the last stage to the first: result, books, next push, or the feedback of tokens."""
-        self._before: Spans = ()
+        self._before = self._spans_at(-math.inf)
+        """Of the last step. Before the first one every stage stood idle."""
         self._last_of_queue: dict[int, tuple[int, float]] = {}
         """Per queue: the first decode of its last step, and when the last stage was done with it."""
         self._fresh_until = 0
@@ -60,16 +61,16 @@ class PipelineTiming:
     def observe(self, plan: StepPlan, result: StepResult) -> None:
         """A step came back, in the order of the pushes; one without times, or that failed, teaches nothing."""
         spans = result.busy
-        before, self._before = self._before, spans
-        if len(spans) != self._num_stages or result.error is not None:
-            self._before = ()
+        known = len(spans) == self._num_stages
+        before, self._before = self._before, spans if known else self._spans_at(math.inf)
+        if not known or result.error is not None:
             return
         if self.num_steps % max(1, self._num_stages // _EVERY_STEP_UP_TO) == 0:
             seconds = [ended - began for began, ended in spans]
             self._steps.observe(plan.num_tokens, plan.context_tokens, *seconds)
             if len(plan.decode_ids) <= plan.num_tokens * _MOSTLY_PROMPTS:
                 self._prompts.observe(plan.num_tokens, plan.context_tokens, max(seconds))
-            self._observe_ways(plan, spans, before or [(0.0, -math.inf)] * self._num_stages)
+            self._observe_ways(plan, spans, before)
         self.num_steps += 1
         first = plan.decode_ids[0] if len(plan.decode_ids) else -1
         self._last_of_queue[plan.queue] = first, spans[-1][1]
@@ -93,9 +94,13 @@ class PipelineTiming:
             observe = self._back.observe if 2.0 * stood > gap else self._back.observe_at_most
             observe(tokens, 0, max(0.0, gap))
 
+    def _spans_at(self, moment: float) -> Spans:
+        """As if every stage had been done with its last step then."""
+        return [(moment, moment)] * self._num_stages
+
     def restart(self) -> None:
         """The stages are new, and their clocks may be: no step of theirs follows one of the old ones."""
-        self._before = ()
+        self._before = self._spans_at(-math.inf)
         self._last_of_queue.clear()
 
     @property

@@ -21,8 +21,9 @@ class BatchSize:
     pay less for what every step costs. Which matters more depends on whether prompts come as a burst or as a trickle.
 
     A *burst* of R tokens in micro-batches of T costs ``(R / T + stages - 1)`` steps of ``fixed + T``: least at
-    ``T = sqrt(fixed * R / (stages - 1))``. The largest of a burst sets what draining it costs, so T never falls while
-    the burst lasts. Every step of it also carries some of the decodes that it makes, which count as fixed.
+    ``T = sqrt(fixed * R / (stages - 1))``. The largest of a burst sets what draining it costs, so T never falls until
+    no prompt is left; where others trickle in behind it, the share of what is outstanding keeps micro-batches small.
+    Every step of it also carries some of the decodes that it makes, which count as fixed.
 
     A *trickle* that one revolution has room for, and those who come in as others leave, ride with the decodes. A step
     of decodes reads the weights for few rows and has room for tokens up to the knee that cost it next to nothing. To
@@ -43,7 +44,10 @@ class BatchSize:
         self._traffic.ended(request_id)
 
     def largest(self, table: TableView, work: Outstanding, limits: Limits, num_queues: int) -> int:
-        """Most tokens a micro-batch should have, decodes included, with the work in ``num_queues`` queues."""
+        """Most tokens a micro-batch should have, decodes included, with the work in ``num_queues`` queues.
+
+        Takes note of the burst it sees.
+        """
         if not work.prompt_tokens:
             self._burst = 0.0
             return limits.max_num_batched_tokens

@@ -5,6 +5,15 @@ from __future__ import annotations
 from ..core.views import TableView
 from .outstanding import Outstanding
 
+_AS_GOOD = 0.01
+"""Up to this share more time, two counts are level."""
+_UNSURE_OF_SIZES = 0.02
+"""How far off estimates are: where each size was measured,"""
+_UNSURE_OF_LINE = 0.03
+"""where a line goes through all sizes,"""
+_UNSURE_OF_GUESS = 0.1
+"""and where the size was never measured. Tuned over the grid of ``benchmarks.pipeline_grid``, as the others."""
+
 
 class QueueCount:
     """Chosen by what steps cost here: with k micro-batches of n tokens a revolution takes
@@ -38,16 +47,17 @@ class QueueCount:
                 slowest = (count - less) * trip.slowest.at(size) + less * trip.slowest.at(size - 1)
                 revolution = max(slowest, trip.around.at(size))
                 times.append(revolution / min(count * size, tokens))
-            unsure = 0.02 if few else 0.03
+            unsure = _UNSURE_OF_SIZES if few else _UNSURE_OF_LINE
             if not work.prompt_tokens and not timing.was_seen(-(-tokens // (self.count or stages))):
-                unsure = 0.1
+                unsure = _UNSURE_OF_GUESS  # what the present count takes is not known yet
             self.count = self._best(times, min(stages, len(times)), unsure)
             self._look_again_at, self._tokens = timing.num_steps + self.count, tokens
         return self.count
 
     def _best(self, times: list[float], stages: int, unsure: float) -> int:
-        """The count with the least seconds a token; not another one for a gain as small as the estimates are sure."""
-        for count, indifferent in ((stages, 0.01), (self.count, unsure)):
+        """The count with the least seconds a token; but as many as ``stages`` where those are as good, and not another
+        one than now for a gain that may be none."""
+        for count, indifferent in ((stages, _AS_GOOD), (self.count, unsure)):
             if 0 < count <= len(times) and times[count - 1] <= min(times) * (1.0 + indifferent):
                 return count
         return times.index(min(times)) + 1

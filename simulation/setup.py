@@ -114,7 +114,7 @@ def set_up(
     _check_beside_a_fit(simulation, engine)
     make = _by_roofline if simulation.fit is None else _by_fit
     setup = make(simulation, engine, arrivals, make_scheduler)
-    _check_room(setup, "unlimited_kv" if simulation.unlimited_kv else "num_kv_blocks")
+    _check_room(setup)
     return setup
 
 
@@ -268,11 +268,15 @@ def _told_blocks(
     return None
 
 
-def _check_room(setup: Setup, asked_by: str) -> None:
+def _check_room(setup: Setup) -> None:
     """An engine refuses a request that the cache can never hold; so does a simulation, before it begins."""
     if setup.num_kv_blocks > MOST_BLOCKS:
-        allowed = f"at most {MOST_BLOCKS} blocks: the host keeps their books"
-        raise ConfigError(asked_by, setup.num_kv_blocks, allowed)
+        if setup.simulation.unlimited_kv:
+            allowed = (
+                f"a load that needs at most {MOST_BLOCKS} blocks, not {setup.num_kv_blocks}: the host keeps their books"
+            )
+            raise ConfigError("unlimited_kv", True, allowed)
+        raise ConfigError("num_kv_blocks", setup.num_kv_blocks, f"at most {MOST_BLOCKS}: the host keeps their books")
     kv = setup.make_core().kv
     for index, arrival in enumerate(setup.arrivals):
         # The last token is sampled but never computed.

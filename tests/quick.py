@@ -9,5 +9,5 @@ import pytest
 
 
 def some_quick(names: Iterable[str], quick: Collection[str]) -> list[Any]:
-    """All of them for ``parametrize``, those that are not quick behind the slow marker."""
+    """All of them for ``parametrize``, those that are not quick behind the slow marker; ``quick`` may name others."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -5,12 +5,12 @@ A stage connects a DEALER to the engine's ROUTER; every message of the stage car
 ::
 
     stage                                    engine
-      Hello  ->                                              who I am, what I speak
+      Hello  ->                             (over each connection until it is answered) who I am, what I speak
                                         <-  Setup            what you are; or Refused
       Progress ..., Loaded  ->                               weights are in; where my inbound socket is
                                         <-  Allocate         the pool, and who comes after you
       Ready  ->                             (when all are: a probe goes round the data sockets)
-      Heartbeat, every half second  ->
+      Heartbeat, every half second  ->      (from the engine's first word on)
       Failed  ->                        <-  Stop             at any time
 """
 

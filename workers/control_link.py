@@ -56,6 +56,8 @@ GRACE_SECONDS = 1.0
 ENGINE_SILENT_SECONDS = 3.0
 """A remote engine speaks every half second; one that is silent for so long is gone."""
 _MAX_HANDSHAKES = 3
+_PING_SECONDS = 10.0
+"""Between the pings of a connection to another host, which is made anew when three of them go unanswered."""
 
 
 class StoppedError(Exception):
@@ -134,6 +136,9 @@ class ControlLink(threading.Thread):
         socket = data_socket(self._context, zmq.DEALER)
         if launch.key is not None and launch.control.startswith("tcp:"):
             PipelineKey(*launch.key).secure(socket, server=False)
+            # A host that fell silent before it answered, or a way that is closed where nothing is said for long.
+            socket.set(zmq.HEARTBEAT_IVL, int(_PING_SECONDS * 1000))
+            socket.set(zmq.HEARTBEAT_TIMEOUT, int(3 * _PING_SECONDS * 1000))
         handshakes = HandshakeMonitor(socket)
         socket.connect(launch.control)
         poller = zmq.Poller()
@@ -207,7 +212,8 @@ class ControlLink(threading.Thread):
     def _take_handshakes(self, socket: zmq.Socket[Any], handshakes: HandshakeMonitor) -> None:
         for failed in handshakes.take():
             self._failed_handshakes = self._failed_handshakes + 1 if failed else 0
-            if not failed and self._heard_at is None:  # whom it said hello to before is gone without an answer
+            # Another connection may lead to another engine; one that has answered needs no second hello.
+            if not failed and self._heard_at is None and self.stopped is None:
                 index, host = self._launch.index, sockets.gethostname()
                 self._post(socket, Hello(WIRE_VERSION, __version__, index, os.getpid(), host))
         if self._failed_handshakes >= _MAX_HANDSHAKES or handshakes.is_refused:

@@ -15,7 +15,7 @@ from .sampler import Sampler, SamplerFactory
 from .slots import FedRows, SlotTable
 
 _TRACEBACK_FRAMES = 6
-_METHODS = ("load", "allocate", "forward", "check_device", "release")
+METHODS = ("load", "allocate", "forward", "check_device", "release")
 """Of a ``ModelEngine``."""
 
 
@@ -50,6 +50,10 @@ class Stage:
         feeds_back: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Raises ``ModelLoadError`` for a model engine that lacks a method."""
+        missing = [name for name in METHODS if not callable(getattr(model_engine, name, None))]
+        if missing:  # found by the first step that fails, this would end the engine
+            raise ModelLoadError(f"{type(model_engine).__name__} is no model engine: no {', '.join(missing)}")
         self.index = index
         self.is_last = index == num_stages - 1
         self._model_engine = model_engine
@@ -66,10 +70,7 @@ class Stage:
         """By step: places for tokens that the last stage has not told of yet."""
 
     def load(self, progress: Progress | None = None) -> ModelInfo:
-        """Load the stage's weights. Raises what the model engine raises, and ``ModelLoadError`` where it is none."""
-        missing = [name for name in _METHODS if not callable(getattr(self._model_engine, name, None))]
-        if missing:  # found by the first step that fails, this would end the engine
-            raise ModelLoadError(f"{type(self._model_engine).__name__} is no model engine: no {', '.join(missing)}")
+        """Load the stage's weights. Raises what the model engine raises."""
         self._info = self._model_engine.load(progress)
         return self._info
 

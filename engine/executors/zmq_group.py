@@ -335,6 +335,8 @@ class StageGroup:
             logging.getLogger(message.logger).log(message.level, "stage %d: %s", stage.index, message.text)
         elif isinstance(message, Failed):
             self._take_failure(stage.index, message)
+        elif isinstance(message, Hello) and stage.info is None:
+            pass  # one for each connection it had before it was answered: the earlier ones were still to be sent
         elif isinstance(message, Loaded):
             self._bringup.take_loaded(stage, message)
         elif isinstance(message, Ready):

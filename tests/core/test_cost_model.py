@@ -137,6 +137,16 @@ def test_where_a_size_was_seen_its_own_times_count() -> None:
     assert line.at(1) > 1.1 * experts(1), "only the line was asked for"
 
 
+def test_a_size_that_took_no_time_does_not_outweigh_all_others() -> None:
+    fit = CostFit()
+    for tokens, seconds in ((64, 3e-3), (512, 20e-3)):
+        for _ in range(30):
+            fit.observe(tokens, 0, seconds)
+    fit.observe(1, 0, 0.0)
+    (found,) = fit.near(512)
+    assert found.at(512) == pytest.approx(20e-3, rel=0.1)
+
+
 def test_one_odd_step_bends_the_line_by_half() -> None:
     fit = CostFit()
     for tokens in (8, 16, 32, 64, 128):

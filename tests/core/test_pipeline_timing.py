@@ -77,6 +77,16 @@ def test_failed_steps_and_those_without_times_teach_nothing() -> None:
     assert timing.num_steps == 0
 
 
+@pytest.mark.parametrize("tells_times", [True, False])
+def test_a_wait_behind_a_step_that_failed_is_no_link(tells_times: bool) -> None:
+    line = Line(2, link=1e-3)
+    line.step(0, 8)
+    failed = [(10.0, 10.01), (10.011, 14.0)] if tells_times else []
+    line.timing.observe(StepPlan(1, decode_ids=[1] * 8), StepResult(0, 1, [], busy=failed, error="told to fail"))
+    line.timing.observe(StepPlan(2, decode_ids=[2] * 8), StepResult(0, 2, [], busy=[(10.01, 10.02), (14.0, 14.01)]))
+    assert around(line, 8) < 0.1
+
+
 def test_the_slowest_stage_is_found() -> None:
     line = Line(3)
     line.slower[1] = 2.0

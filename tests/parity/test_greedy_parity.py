@@ -137,6 +137,10 @@ def check(case: Case, setting: Setting) -> None:
         assert setting.proof(llm, outputs), "the setting did not do what it is here for"
 
 
+def test_the_families_are_architectures() -> None:
+    assert set(ARCHITECTURES) >= FAMILIES
+
+
 @pytest.mark.parametrize("architecture", some_quick(ARCHITECTURES, FAMILIES))
 def test_every_architecture(architecture: str, case_of: Callable[[str, int], Case]) -> None:
     check(case_of(architecture, 6), SETTINGS["everything"])

@@ -62,13 +62,13 @@ def test_an_engine_in_the_place_of_one_that_never_answered_hears_of_the_stage(
     engine: zmq.Socket[bytes], tmp_path: Path
 ) -> None:
     """An engine that ended right then: else the stage would wait for the next one, and that for the stage."""
+    address = engine.get_string(zmq.LAST_ENDPOINT)
     with subprocess.Popen(_STAGE, stdin=subprocess.PIPE) as stage:
         assert stage.stdin is not None
         stage.stdin.write(launch(tmp_path, os.getpid()))
         stage.stdin.flush()
         assert isinstance(decode_from_stage(engine.recv_multipart()[2]), Hello)
         assert not engine.poll(1200), "it says nothing more before it was answered"
-        address = engine.get_string(zmq.LAST_ENDPOINT)
         engine.unbind(address)
         with engine.context.socket(zmq.ROUTER) as following:
             following.set(zmq.LINGER, 0)

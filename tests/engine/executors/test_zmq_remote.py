@@ -394,7 +394,6 @@ def test_a_stage_of_another_version_is_refused_with_both_versions(
         (b"garbage", "stage 1 sent nonsense"),
         (encode(Refused("you")), "stage 1 sent nonsense"),
         (encode(Ready()), "ready too early"),
-        (encode(HELLO), "stage 1 sent nonsense"),
         (encode(Failed("ModelLoadError", "no room", "Traceback", [])), "stage 1: no room"),
     ],
 )
@@ -411,6 +410,17 @@ def test_what_a_stage_should_not_say_fails_the_start(
         start.result(SECONDS)
     farewell = impostor.hear()
     assert isinstance(farewell, Stop)
+
+
+def test_a_stage_may_say_hello_again_until_it_is_answered(awaited: tuple[Impostor, Future[Any]]) -> None:
+    """Each connection asks for one, and the first may have been cut before anything went through."""
+    impostor, start = awaited
+    impostor.say(HELLO)
+    impostor.say(HELLO)
+    assert isinstance(impostor.hear(), Setup)
+    impostor.say(Failed("ModelLoadError", "no room", "Traceback", []))
+    with pytest.raises(ModelLoadError, match="stage 1: no room"):
+        start.result(SECONDS)
 
 
 def test_a_second_one_for_the_same_place_is_asked_to_come_again(awaited: tuple[Impostor, Future[Any]]) -> None:

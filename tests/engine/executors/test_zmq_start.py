@@ -57,6 +57,12 @@ class Unloadable(ToyModelEngine):
         return super().load(progress)
 
 
+class Half(ToyModelEngine):
+    """Made for something else."""
+
+    check_device = release = None  # type: ignore[assignment]
+
+
 class Fatal(ToyModelEngine):
     """Its process ends without a word."""
 
@@ -92,6 +98,12 @@ def test_a_stage_that_cannot_load_fails_the_start_with_its_own_traceback(
     assert time.monotonic() - began < QUICKLY
     told = "".join(traceback.format_exception(caught.value))
     assert "in load" in told and "test_zmq_start.py" in told and 'raise ModelLoadError("no such weight' in told
+
+
+def test_what_is_no_model_engine_fails_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 2, engine_class=Half)
+    with pytest.raises(ModelLoadError, match=r"Half is no model engine: no check_device, release"):
+        toy_executor().start()
 
 
 def test_a_stage_that_dies_while_it_loads_fails_the_start_and_ends_the_others(
