@@ -21,6 +21,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.workers.gthread import ThreadWorker
 
 from ..core.errors import ConfigError, EngineError
+from ..core.heap import freeze_heap
 from ..core.version import __version__
 from .config import ServerConfig
 
@@ -125,7 +126,9 @@ class _Application(BaseApplication):
         except EngineError as error:
             print(f"llm-engine serve: error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
-        return make_app(self._llm, self._config, lambda: self._worker is not None and not self._worker.alive)
+        app = make_app(self._llm, self._config, lambda: self._worker is not None and not self._worker.alive)
+        freeze_heap()
+        return app
 
     def _after_fork(self, arbiter: Arbiter, worker: _Worker) -> None:
         self._worker = worker

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from ..core.heap import freeze_heap
 from .control import FIRST_WORDS, Allocate, Launch, Loaded, Progress, Ready, Setup
 from .control_link import EXIT_DONE, EXIT_FAILED, EXIT_LOST, ControlLink, LogToEngine, StoppedError
 from .model_engine import Progress as OnProgress
@@ -99,6 +100,7 @@ def run(launch: Launch, link: ControlLink, context: zmq.Context[Any]) -> None:
         outbound = sockets.connected(pool.next_address)
         ring = None if pool.first_address is None else sockets.connected(pool.first_address)
         runner = StageRunner(stage, sockets.inbound, outbound, ring, bounds, link)
+        freeze_heap()
         link.send(Ready())
         try:
             runner.serve()

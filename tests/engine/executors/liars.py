@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import math
 import sys
@@ -97,6 +98,15 @@ def shout() -> OnForward:
 
     def hook(number: int, batch: StageBatch) -> None:
         print(f"forward {number}", file=sys.stderr, flush=True)
+
+    return hook
+
+
+def visit_little() -> OnForward:
+    """Refuses to compute where the garbage collector visits what was loaded."""
+
+    def hook(number: int, batch: StageBatch) -> None:
+        assert gc.get_freeze_count() > 10_000
 
     return hook
 

@@ -146,6 +146,16 @@ def test_a_stage_that_fails_before_it_joins_fails_the_start_with_its_last_words(
     assert "libzmq" not in capfd.readouterr().err, "once is enough"
 
 
+def test_the_garbage_collector_of_a_stage_leaves_out_what_was_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_stages(monkeypatch, 1, {0: ("tests.engine.executors.liars:visit_little",)})
+    executor = toy_executor(1)
+    executor.start()
+    check_tokens(executor)
+    executor.shutdown()
+
+
 def test_what_a_stage_writes_while_it_starts_is_not_lost(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
