@@ -152,10 +152,18 @@ CAUSES = {
     "well-formed garbage": "sent nonsense",
     "breakdown": "was told to break down",
 }
+
+
+def slow(*case: object) -> object:
+    """They take two seconds each, and go as the other stage's do."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 CASES = [
     *[("kill", moment, victim) for moment in ("prefill", "decode", "idle") for victim in (0, 1)],
     *[("garbage", moment, victim) for moment in ("prefill", "decode", "idle") for victim in (0, 1)],
-    *[("stop", moment, victim) for moment in ("prefill", "decode", "idle") for victim in (0, 1)],
+    *[("stop", moment, victim) for moment, victim in (("prefill", 0), ("decode", 1), ("idle", 0))],
+    *[slow("stop", moment, victim) for moment, victim in (("prefill", 1), ("decode", 0), ("idle", 1))],
     *[("stuck", moment, 0) for moment in ("prefill", "decode")],
     *[("well-formed garbage", moment, 1) for moment in ("decode", "idle")],
     *[("breakdown", moment, 0) for moment in ("decode", "idle")],

@@ -251,7 +251,7 @@ def test_a_stage_hears_of_an_engine_that_always_has_another_result(
         executor.push(plan)
     for _ in plans:
         assert isinstance(executor.collect(SECONDS), StepResult)
-        time.sleep(0.025)  # what is made of it
+        time.sleep(0.02)  # what is made of it
     assert executor.collect(0.5) is None
     check_tokens(executor)
     executor.shutdown()
