@@ -161,7 +161,12 @@ class Backlog(CoreDriver):
 
 @pytest.mark.parametrize(
     ("num_seqs", "shape"),
-    [(16, {}), (32, {}), (32, {"caching": False}), (16, {"num_queues": 2, "look_ahead": 1})],
+    [
+        (16, {}),
+        pytest.param(32, {}, marks=pytest.mark.slow),
+        pytest.param(32, {"caching": False}, marks=pytest.mark.slow),
+        (16, {"num_queues": 2, "look_ahead": 1}),
+    ],
     ids=["16", "32", "nothing is cached", "two queues, ahead"],
 )
 def test_of_two_tenants_with_a_backlog_neither_is_swapped_to_and_fro(num_seqs: int, shape: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import Server, serving
 
-NUM_GREEDY, NUM_MODEST, NUM_TOKENS = 40, 4, 80
+NUM_GREEDY, NUM_MODEST, NUM_TOKENS = 40, 4, 50
 
 
 @pytest.fixture
