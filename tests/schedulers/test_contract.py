@@ -92,7 +92,7 @@ def test_everybody_who_fits_alone_is_served_from_a_tight_pool(triple: Triple, ex
 
 
 @every_three
-@quick_and_slow(2, 20)
+@quick_and_slow(1, 20)
 def test_nobody_starves_under_a_stream(triple: Triple, examples: int) -> None:
     """Arrivals as fast as they are served, for a long while; everybody's wait is bounded by those it waited beside."""
 

@@ -511,7 +511,7 @@ shapes = st.fixed_dictionaries(
 sizes = st.lists(st.tuples(st.integers(1, 10), st.integers(1, 8)), min_size=12, max_size=20)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(shapes, sizes, sizes, st.sampled_from([1.0, 3.0]))
 def test_while_both_wait_two_tenants_never_drift_apart(
     shape: dict[str, int], greedy: list[tuple[int, int]], modest: list[tuple[int, int]], weight: float
