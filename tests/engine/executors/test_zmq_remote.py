@@ -124,8 +124,11 @@ def stage_of(joined: subprocess.Popen[str]) -> psutil.Process:
     return stage
 
 
+Pair = tuple[ZmqExecutor, subprocess.Popen[str]]
+
+
 @pytest.fixture
-def pair(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ZmqExecutor, subprocess.Popen[str]]]:
+def pair(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     """Two stages that serve; the second one has joined by hand."""
     tell_stages(monkeypatch, 2)
     joined = hosts.join(1)
@@ -183,9 +186,7 @@ def test_tokens_are_fed_back_from_host_to_host(hosts: Hosts, monkeypatch: pytest
         executor.shutdown()
 
 
-def test_a_stage_that_was_lost_joins_again_by_itself(
-    hosts: Hosts, pair: tuple[ZmqExecutor, subprocess.Popen[str]]
-) -> None:
+def test_a_stage_that_was_lost_joins_again_by_itself(hosts: Hosts, pair: Pair) -> None:
     executor, joined = pair
     check_tokens(executor)
     began = time.monotonic()
@@ -210,7 +211,7 @@ def test_a_stage_that_was_lost_joins_again_by_itself(
 
 @pytest.mark.parametrize("when", ["at once", "while they start again", "after they failed to"])
 def test_a_stage_that_an_outage_has_sent_away_is_told_that_the_engine_ends(
-    hosts: Hosts, pair: tuple[ZmqExecutor, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, when: str
+    hosts: Hosts, pair: Pair, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Else it would wait for ever for an engine that is no more."""
     executor, joined = pair
@@ -228,9 +229,7 @@ def test_a_stage_that_an_outage_has_sent_away_is_told_that_the_engine_ends(
     assert "the engine has ended" in hosts.log_of(joined)
 
 
-def test_an_engine_that_ends_waits_for_no_stage_without_an_end(
-    pair: tuple[ZmqExecutor, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_ends_waits_for_no_stage_without_an_end(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     executor, joined = pair
     joined.kill()
     assert isinstance(executor.collect(SECONDS), StageDied)
@@ -240,9 +239,7 @@ def test_an_engine_that_ends_waits_for_no_stage_without_an_end(
     assert 0.5 < time.monotonic() - began < 3.0
 
 
-def test_a_stage_hears_of_an_engine_that_always_has_another_result(
-    hosts: Hosts, pair: tuple[ZmqExecutor, subprocess.Popen[str]]
-) -> None:
+def test_a_stage_hears_of_an_engine_that_always_has_another_result(hosts: Hosts, pair: Pair) -> None:
     """For longer than an engine may be silent."""
     executor, joined = pair
     planner = Planner()
