@@ -44,7 +44,9 @@ class StageProcess:
                 stdout=_standard_error(),
                 stderr=self._first_words,
                 env=environment,
-                start_new_session=True,
+                # Of its own, for Ctrl-C and for ``kill``. Not a session: the system may give each of those an equal share of
+                # a core (autogroup), and then lets the engine's threads go before a stage whose tokens have just come.
+                process_group=0,
             )
         except BaseException:
             os.close(self._first_words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -340,7 +341,11 @@ def test_a_stage_runs_apart_from_the_terminal_and_its_log_is_the_engines(
     executor = toy_executor(1)
     executor.start()
     (pid,) = stage_pids(executor)
-    assert os.getsid(pid) == pid
+    assert os.getpgid(pid) == pid  # Ctrl-C is for the engine alone
+    assert os.getsid(pid) == os.getsid(0)  # and no share of the cores of its own
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
+    assert int(ignored, 16) >> (signal.SIGTTOU - 1) & 1  # writing to a terminal that minds never stops it
     assert executor._group is not None
     token = executor._group._local._token.hex().encode()
     for public in ("cmdline", "environ"):
