@@ -42,6 +42,7 @@ class RequestCollector:
         self._last_token: float | None = None
         params = requests[0].params
         self._choices = {request.request_id: _Choice(request, tokenizer, streaming) for request in requests}
+        self._num_unfinished = len(self._choices)
         self._wants_prompt_logprobs = params.prompt_logprobs is not None
 
     @property
@@ -54,7 +55,7 @@ class RequestCollector:
 
     @property
     def finished(self) -> bool:
-        return all(choice.output.finished for choice in self._choices.values())
+        return not self._num_unfinished
 
     def take(self, delta: Delta) -> RequestOutput | None:
         """Add one delta. With ``streaming``: what is new, or ``None`` when nothing is certain yet."""
@@ -69,13 +70,11 @@ class RequestCollector:
         if delta.error is not None and self.error is None:
             self.error = delta.error
         part = choice.take(delta)
-        if choice.stopped_here:
-            choice.stopped_here = False
-            if delta.finish_reason is None:
+        if choice.output.finished:
+            self._num_unfinished -= 1
+            if delta.finish_reason is None:  # a stop string, which only the text shows
                 self._abort([delta.request.request_id], FinishReason.STOP)
-        if self._streaming and part is not None:
-            return self._output([part])
-        return None
+        return self._output([part]) if part is not None else None
 
     def cancel(self) -> None:
         """End what the engine still runs; any thread."""
@@ -114,7 +113,7 @@ class _Choice:
     def __init__(self, request: Request, tokenizer: Tokenizer | None, streaming: bool) -> None:
         params = request.params
         self.output = CompletionOutput(request.choice_index)
-        self.stopped_here = False
+        self._streaming = streaming
         self._tokenizer = tokenizer if params.detokenize else None
         self._skip_special = params.skip_special_tokens
         self._detokenizer: Detokenizer | None = None
@@ -132,6 +131,7 @@ class _Choice:
             self.output.logprobs, self.output.cumulative_logprob = [], 0.0
 
     def take(self, delta: Delta) -> CompletionOutput | None:
+        """With ``streaming``: what is new, or ``None`` when nothing is certain yet."""
         output, new_ids = self.output, delta.token_ids
         ends_on_stop = delta.finish_reason is FinishReason.STOP and bool(new_ids) and self._hide_stop_token
         visible = new_ids[:-1] if ends_on_stop else new_ids
@@ -146,7 +146,10 @@ class _Choice:
             output.logprobs.extend(new_logprobs)
             added = sum(entry.logprob for entry in new_logprobs)
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + added
-        self._end(delta, ends_on_stop)
+        if self._detokenizer is not None or delta.finish_reason is not None:
+            self._end(delta, ends_on_stop)
+        if not self._streaming:
+            return None
         text = self._detokenizer.release() if self._detokenizer is not None else ""
         if not new_ids and not text and not output.finished:
             return None
@@ -170,7 +173,6 @@ class _Choice:
                 detokenizer.finish()
         if detokenizer is not None and detokenizer.stop_found is not None:
             output.finish_reason, output.stop_reason = FinishReason.STOP, detokenizer.stop_found
-            self.stopped_here = True
         if detokenizer is not None:
             output.text = detokenizer.text
         elif output.finished and self._tokenizer is not None:

@@ -286,7 +286,8 @@ class LLM:
                         collector = by_id[delta.request.request_id]
                         was_finished = collector.finished
                         collector.take(delta)
-                        collector.raise_if_dead()
+                        if delta.error is not None:
+                            collector.raise_if_dead()
                         if collector.finished and not was_finished:
                             left -= 1
                             bar(collector)

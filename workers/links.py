@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -13,12 +12,12 @@ from .wire import MAX_FRAME, Header, Kind, WireError, pack_header, unpack_header
 
 logger = logging.getLogger(__name__)
 
+_NOW, _NOW_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 _WARN_FIRST = 5
 """Messages of strangers that are logged; more of them are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """One message of a peer. The frames' memory is the message's own and stays as long as they are referred to."""
 
     kind: Kind
@@ -55,7 +54,9 @@ class Inbound:
         Raises ``PeerError`` for what a peer should not have sent.
         """
         try:
-            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frames = [self.socket.recv(_NOW, copy=False)]
+            while frames[-1].more:
+                frames.append(self.socket.recv(_NOW, copy=False))
         except zmq.Again:
             return None
         try:
@@ -107,7 +108,10 @@ class Outbound:
         """Queue a message; never blocks. Buffers are copied, received frames are passed on as they are."""
         header = pack_header(Header(self._token, kind, self._next[kind]))
         self._next[kind] += 1
-        self._socket.send_multipart([header, *frames], zmq.NOBLOCK)
+        *first, last = header, *frames
+        for frame in first:
+            self._socket.send(frame, _NOW_AND_MORE)
+        self._socket.send(last, _NOW)
 
     def close(self) -> None:
         self._socket.close(0)

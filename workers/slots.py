@@ -55,6 +55,9 @@ class FedRows:
     """[S]"""
     positions: Int64
     """[S]"""
+    num_starts: int = -1
+    """Of requests until these rows were made: unchanged means that each still has its slot. -1 where one has no further
+    position."""
 
 
 class SlotTable:
@@ -71,6 +74,7 @@ class SlotTable:
         """Known tokens. A decode's input enters when its step executes, so ``tokens[slot, : position + 1]`` is whole
         for every row of a step."""
         self.num_prompt_tokens: Int64 = np.zeros(max_num_seqs, np.int64)
+        self._num_starts = 0
         self._request_ids: Int64 = np.full(max_num_seqs, -1, np.int64)
         self._block_tables: Int32 = np.zeros((max_num_seqs, self.max_blocks), np.int32)
         self._num_blocks = [0] * max_num_seqs
@@ -137,11 +141,16 @@ class SlotTable:
 
     def fed_rows(self, rows: SamplingRows) -> FedRows:
         """Where the tokens that the plan last applied samples will stand."""
-        return FedRows(self._request_ids[rows.slots], rows.slots, rows.positions + 1)
+        positions = rows.positions + 1
+        inside = not len(positions) or positions.max() < self.tokens.shape[1]
+        return FedRows(self._request_ids[rows.slots], rows.slots, positions, self._num_starts if inside else -1)
 
     def feed(self, rows: FedRows, tokens: Sequence[int]) -> None:
         """Enter tokens just sampled, from which a plan made ahead of them goes on. What no longer has its slot, or has
-        no further position, is left out."""
+        no further position, is left out. The first stage stands still until this is done."""
+        if rows.num_starts == self._num_starts:
+            self.tokens[rows.slots, rows.positions] = tokens
+            return
         inside = (self._request_ids[rows.slots] == rows.request_ids) & (rows.positions < self.tokens.shape[1])
         self.tokens[rows.slots[inside], rows.positions[inside]] = np.asarray(tokens, np.int32)[inside]
 
@@ -174,6 +183,7 @@ class SlotTable:
     def _start(self, start: RequestStart) -> None:
         slot, known, held = start.slot, len(start.token_ids), len(start.block_ids)
         assert known <= self.tokens.shape[1] and held <= self.max_blocks, f"request {start.request_id} is too long"
+        self._num_starts += 1
         self._request_ids[slot] = start.request_id
         self.tokens[slot, :known] = start.token_ids
         self.num_prompt_tokens[slot] = start.num_prompt_tokens

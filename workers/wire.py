@@ -19,7 +19,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -55,8 +55,7 @@ class Kind(IntEnum):
     RING = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """First frame of each message between stages."""
 
     token: bytes
@@ -66,6 +65,7 @@ class Header:
     """Of the message on its link, from 0: what is lost is noticed by the next one."""
 
 
+_KINDS = {int(kind): kind for kind in Kind}
 _HEADER = struct.Struct(f"<{TOKEN_BYTES}sBQ")
 
 
@@ -78,10 +78,9 @@ def unpack_header(frame: Buffer) -> Header:
     if len(frame) != _HEADER.size:
         raise WireError(f"a header of {len(frame)} bytes, not {_HEADER.size}")
     token, kind, number = _HEADER.unpack(frame)
-    try:
-        return Header(token, Kind(kind), number)
-    except ValueError:
-        raise WireError(f"a message of unknown kind {kind}") from None
+    if kind not in _KINDS:
+        raise WireError(f"a message of unknown kind {kind}")
+    return Header(token, _KINDS[kind], number)
 
 
 @dataclass(frozen=True, slots=True)
