@@ -84,7 +84,7 @@ def record_seconds(num_decodes: int) -> float:
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for _ in range(STEPS):
-            records.append(stats_of(core, retired, result, 2.5, 2.75, 3.0))
+            records.append(stats_of(retired, result, 2.5, 2.75, 3.0))
         rounds.append((time.perf_counter() - began) / STEPS)
     return min(rounds)
 

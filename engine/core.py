@@ -309,6 +309,8 @@ class EngineCore:
             self._fail_rows(plan, RequestFailedError(f"resource {name} failed after its step: {problem!r}"), now)
         self._tell_scheduler(self.scheduler.update, plan, list(retired.finished))
         retired.failed, self.outbox = self.outbox, []
+        retired.num_running, retired.num_waiting = self.table.num_resident, self.num_waiting
+        retired.kv_usage = self.kv.usage
         return retired
 
     def _fail_step(self, plan: StepPlan, error: str, now: float) -> None:

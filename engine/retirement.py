@@ -49,6 +49,10 @@ class Retired:
     failed: list[Delta] = field(default_factory=list)
     since_last: float | None = None
     """Seconds since this queue's last retirement: the decodes' inter-token time."""
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_usage: float = 0.0
+    """These three: the books as it left them."""
 
     def tell(self, request: Request, token: int, row: int) -> None:
         """Note one request's new token, row ``row`` of the result."""

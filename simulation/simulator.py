@@ -188,7 +188,7 @@ class Simulator:
         if self._contention.ends_at <= self._now:
             self._note_shares(self._contention)
         if self._run.stats.maxlen:
-            self._run.stats.append(stats_of(self.core, retired, result, reached_at, began_at, self._now))
+            self._run.stats.append(stats_of(retired, result, reached_at, began_at, self._now))
 
     def _note_tokens(self, requests: list[Request]) -> None:
         now, run = self._now, self._run

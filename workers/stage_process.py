@@ -15,7 +15,7 @@ def main() -> None:
     """Run the stage; does not return."""
     # The system kills it then, whatever it is doing: stopped, or in a kernel that holds the interpreter lock.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Off the foreground of a terminal that holds back what others write (tostop), it would be stopped at its first word.
+    # Behind a terminal that holds back what the background writes (tostop) it would be stopped at its first word.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     from .stage_main import run_process
 

@@ -44,8 +44,8 @@ class StageProcess:
                 stdout=_standard_error(),
                 stderr=self._first_words,
                 env=environment,
-                # Of its own, for Ctrl-C and for ``kill``. Not a session: the system may give each of those an equal share of
-                # a core (autogroup), and then lets the engine's threads go before a stage whose tokens have just come.
+                # Of its own, for Ctrl-C and for ``kill``. Not a session: the system may give each of those an equal
+                # share of a core (autogroup), and then the engine's threads go before a stage whose tokens have come.
                 process_group=0,
             )
         except BaseException:

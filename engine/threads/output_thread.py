@@ -117,13 +117,14 @@ class OutputThread:
             retired = state.core.retire(result, now)
             if retired is None:
                 return
-            stats = stats_of(state.core, retired, result, collected_at, now, state.clock())
             failures, state.core.resource_failures = state.core.resource_failures, []
             if now - self._looked_at > COLLECT_TIMEOUT:
                 self._looked_at = now
                 self._be_patient(state.core)
+            retired_at = state.clock()
             state.bump()
         state.looked.wait(AFTER_YOU)
+        stats = stats_of(retired, result, collected_at, now, retired_at)
         self._stats.append(stats)
         self._deliver(state, [*deltas_of(retired, result, now), *retired.failed])
         record_step(self._metrics, retired, stats)

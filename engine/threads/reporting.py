@@ -1,4 +1,4 @@
-"""From a retirement to records, deltas and metrics; outside the lock but for ``stats_of``."""
+"""From a retirement to records, deltas and metrics; outside the lock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from ...core.request import RequestEvent
 from ...core.step import StepResult, TokenLogprobs
 from ...core.trace import StepStats
 from ...metrics.engine_metrics import EngineMetrics, FinishedSample, FirstTokenSample, StepSample
-from ..core import EngineCore
 from ..delta import Delta
 from ..retirement import Retired
 
@@ -45,14 +44,9 @@ def _add_prompt_logprobs(delta: Delta, by_id: dict[int, list[TokenLogprobs]], st
 
 
 def stats_of(
-    core: EngineCore,
-    retired: Retired,
-    result: StepResult,
-    collected_at: float,
-    update_at: float,
-    retired_at: float,
+    retired: Retired, result: StepResult, collected_at: float, update_at: float, retired_at: float
 ) -> StepStats:
-    """The record of a step that has just retired; under the lock."""
+    """The record of a step that has retired."""
     flight, plan = retired.flight, retired.flight.plan
     shape = StepShape.of(plan)
     return StepStats(
@@ -69,9 +63,9 @@ def stats_of(
         num_paused=len(plan.paused_ids),
         num_resumed=len(plan.resumed_ids),
         num_finished=len(retired.finished),
-        num_running=core.table.num_resident,
-        num_waiting=core.num_waiting,
-        kv_usage=core.kv.usage,
+        num_running=retired.num_running,
+        num_waiting=retired.num_waiting,
+        kv_usage=retired.kv_usage,
         began_at=flight.began_at,
         booked_at=flight.booked_at,
         pushed_at=flight.pushed_at or flight.booked_at,
