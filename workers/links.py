@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import zmq
 
-from .wire import MAX_FRAME, Header, Kind, WireError, pack_header, unpack_header
+from .wire import HEADER_BYTES, MAX_FRAME, Buffer, Header, Kind, WireError, pack_header, unpack_header
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +17,10 @@ _WARN_FIRST = 5
 
 
 class Received(NamedTuple):
-    """One message of a peer. The frames' memory is the message's own and stays as long as they are referred to."""
+    """One message of a peer. The memory is the message's own and stays as long as a buffer is referred to."""
 
     kind: Kind
-    frames: list[zmq.Frame]
+    buffers: list[memoryview]
     """Without the header."""
 
 
@@ -54,13 +53,15 @@ class Inbound:
         Raises ``PeerError`` for what a peer should not have sent.
         """
         try:
-            frames = [self.socket.recv(_NOW, copy=False)]
-            while frames[-1].more:
-                frames.append(self.socket.recv(_NOW, copy=False))
+            frame = self.socket.recv(_NOW, copy=False)
+            buffers = [frame.buffer]
+            while frame.more:
+                frame = self.socket.recv(_NOW, copy=False)
+                buffers.append(frame.buffer)
         except zmq.Again:
             return None
         try:
-            header = unpack_header(frames[0].buffer)
+            header = unpack_header(buffers[0])
         except WireError as error:
             self._drop(str(error))
             return None
@@ -73,7 +74,8 @@ class Inbound:
         if header.number != self._next[header.kind]:
             raise PeerError(sender, f"{header.kind.name} {header.number} follows {self._next[header.kind] - 1}")
         self._next[header.kind] += 1
-        return Received(header.kind, frames[1:])
+        buffers[0] = buffers[0][HEADER_BYTES:]
+        return Received(header.kind, buffers)
 
     def sender(self, kind: Kind) -> int:
         return self._senders[kind]
@@ -104,14 +106,15 @@ class Outbound:
         self._token = token
         self._next = dict.fromkeys(Kind, 0)
 
-    def send(self, kind: Kind, frames: Sequence[Any]) -> None:
-        """Queue a message; never blocks. Buffers are copied, received frames are passed on as they are."""
+    def send(self, kind: Kind, first: Buffer, *others: Any) -> None:
+        """Queue a message; never blocks. All is copied."""
         header = pack_header(Header(self._token, kind, self._next[kind]))
         self._next[kind] += 1
-        *first, last = header, *frames
-        for frame in first:
+        frame = b"".join((header, first))
+        for other in others:
             self._socket.send(frame, _NOW_AND_MORE)
-        self._socket.send(last, _NOW)
+            frame = other
+        self._socket.send(frame, _NOW)
 
     def close(self) -> None:
         self._socket.close(0)

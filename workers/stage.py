@@ -12,7 +12,7 @@ from ..core.errors import EngineDeadError, ModelLoadError
 from ..core.step import StepPlan, StepResult
 from .model_engine import ModelEngine, ModelInfo, Progress
 from .sampler import Sampler, SamplerFactory
-from .slots import FedRows, SlotTable
+from .slots import FedRows, SamplingRows, SlotTable
 
 _TRACEBACK_FRAMES = 6
 METHODS = ("load", "allocate", "forward", "check_device", "release")
@@ -66,6 +66,8 @@ class Stage:
         self._feeds_back = feeds_back
         self._is_fed = feeds_back and index == 0 and num_stages > 1
         self._feeds_itself = feeds_back and self.is_last
+        self._sampled: tuple[SamplingRows, Sequence[int]] | None = None
+        """What the last step sampled and its own books do not have yet."""
         self._unfed: dict[int, FedRows] = {}
         """By step: places for tokens that the last stage has not told of yet."""
 
@@ -93,6 +95,7 @@ class Stage:
         assert self._slots is not None, "allocate comes first"
         began = self._clock()
         assert self.can_execute(plan), f"step {plan.step} goes on from tokens that are not here"
+        self.catch_up()
         self._slots.apply(plan)
         if self._is_fed:
             self._unfed[plan.step] = self._slots.fed_rows(self._slots.sampling_rows(plan))
@@ -128,6 +131,15 @@ class Stage:
         if len(tokens):
             self._slots.feed(rows, tokens)
 
+    def catch_up(self) -> None:
+        """Enter what the last stage's own last step sampled into its books. ``execute`` begins with it; who has told
+        others of the tokens, who wait for them, may call it sooner."""
+        if self._sampled is not None:
+            assert self._slots is not None
+            rows, tokens = self._sampled
+            self._sampled = None
+            self._slots.feed(self._slots.fed_rows(rows), tokens)
+
     def release(self) -> None:
         """Drop weights, pool and books. Callable twice and before ``load``."""
         self._model_engine.release()
@@ -160,7 +172,7 @@ class Stage:
         if len(rows.slots):
             result.tokens, result.logprobs = sampler.sample(logits, rows.slots, rows.positions)
             if self._feeds_itself:
-                self._slots.feed(self._slots.fed_rows(rows), result.tokens)
+                self._sampled = rows, result.tokens
 
 
 def describe(exc: BaseException) -> str:

@@ -32,7 +32,7 @@ from .wire import (
 @dataclass(slots=True)
 class _Work:
     plan: StepPlan
-    frames: list[Any]
+    frames: list[memoryview]
     """The plan as it came."""
     received: StageOutput | None
 
@@ -78,9 +78,9 @@ class StageRunner:
                 self._execute(self._held.popleft())
 
     def _take(self, received: Received) -> None:
-        buffers = [frame.buffer for frame in received.frames]
+        buffers = received.buffers
         if received.kind is Kind.PLAN:
-            self._held.append(self._work(received.frames, buffers))
+            self._held.append(self._work(buffers))
         elif received.kind is Kind.FED:
             fed = decode_fed(_only(buffers), self._bounds)
             try:
@@ -88,41 +88,42 @@ class StageRunner:
             except (KeyError, IndexError, ValueError) as error:
                 raise WireError(f"{len(fed.tokens)} tokens of step {fed.step} are not what is awaited") from error
         elif received.kind is Kind.RING:
-            self._outbound.send(Kind.PROBE, [b"back"])
+            self._outbound.send(Kind.PROBE, b"back")
         else:
             self._pass_probe(bytes(_only(buffers)))
 
-    def _work(self, frames: list[Any], buffers: list[memoryview]) -> _Work:
-        if len(frames) != (2 if self._stage.index == 0 else 4):
-            raise WireError(f"a plan of {len(frames)} frames")
+    def _work(self, buffers: list[memoryview]) -> _Work:
+        if len(buffers) != (2 if self._stage.index == 0 else 4):
+            raise WireError(f"a plan of {len(buffers)} frames")
         plan = decode_plan(buffers[0], buffers[1], self._bounds)
         if self._stage.index == 0:
-            return _Work(plan, frames, None)
+            return _Work(plan, buffers, None)
         head = decode_output_head(buffers[2])
         if len(head.busy) != self._stage.index:
             raise WireError(f"{len(head.busy)} times of {self._stage.index} stages")
         hidden = (
             None if head.error is not None else tensor_from(buffers[3], head, plan.num_tokens, self._bounds.hidden_size)
         )
-        return _Work(plan, frames[:2], StageOutput(hidden, head.busy, head.error))
+        return _Work(plan, buffers[:2], StageOutput(hidden, head.busy, head.error))
 
     def _execute(self, work: _Work) -> None:
         self._link.executing = (work.plan.step, time.monotonic())
         output = self._stage.execute(work.plan, work.received)
         if isinstance(output, StepResult):
             if self._ring is not None:
-                self._ring.send(Kind.FED, [encode_fed(Fed(output.step, output.tokens))])
-            self._outbound.send(Kind.RESULT, [encode_result(output)])
+                self._ring.send(Kind.FED, encode_fed(Fed(output.step, output.tokens)))
+            self._outbound.send(Kind.RESULT, encode_result(output))
+            self._stage.catch_up()
         else:
-            self._outbound.send(Kind.PLAN, [*work.frames, *_output_frames(output)])
+            self._outbound.send(Kind.PLAN, *work.frames, *_output_frames(output))
         self._link.executing = None
 
     def _pass_probe(self, round: bytes) -> None:
         """A probe passes every link: where there is a ring it goes round once more before it ends at the engine."""
         if self._ring is not None and round == b"out":
-            self._ring.send(Kind.RING, [])
+            self._ring.send(Kind.RING, b"")
         else:
-            self._outbound.send(Kind.PROBE, [round])
+            self._outbound.send(Kind.PROBE, round)
 
 
 def _output_frames(output: StageOutput) -> list[Any]:

@@ -1,15 +1,15 @@
 """How a step travels: plans, activations and results as frames. Loads no torch, knows no socket.
 
-A message is a list of frames. The first is a header of fixed size; then come msgpack frames of the ``core``
+A message is a list of frames. The first begins with a header of fixed size; then come msgpack of the ``core``
 dataclasses, and columns and tensors as they lie in memory. Whatever arrives is checked before it is used: types by
 msgspec, sizes and ranges here, against ``PlanBounds``. What does not hold up raises ``WireError`` and nothing else.
 
 ::
 
-    PLAN    header | PlanHead | decode columns, int64 [4 or 3, R] | OutputHead | hidden     (two last: not to stage 0)
-    RESULT  header | StepResult
-    FED     header | Fed
-    PROBE   header | out or back: tries the links before the first plan
+    PLAN    header, PlanHead | decode columns, int64 [4 or 3, R] | OutputHead | hidden     (two last: not to stage 0)
+    RESULT  header, StepResult
+    FED     header, Fed
+    PROBE   header, out or back: tries the links before the first plan
     RING    header: the probe on its way from the last stage to the first
 """
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ..core.step import RequestStart, StepPlan, StepResult
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Rises with every change of what travels; stages of another version are refused."""
 TOKEN_BYTES = 16
 MAX_FRAME = 1 << 30
@@ -56,7 +56,7 @@ class Kind(IntEnum):
 
 
 class Header(NamedTuple):
-    """First frame of each message between stages."""
+    """What each message between stages begins with."""
 
     token: bytes
     """Of the epoch: who does not know it is a stranger."""
@@ -67,6 +67,7 @@ class Header(NamedTuple):
 
 _KINDS = {int(kind): kind for kind in Kind}
 _HEADER = struct.Struct(f"<{TOKEN_BYTES}sBQ")
+HEADER_BYTES = _HEADER.size
 
 
 def pack_header(header: Header) -> bytes:
@@ -75,9 +76,9 @@ def pack_header(header: Header) -> bytes:
 
 def unpack_header(frame: Buffer) -> Header:
     """Raises ``WireError``."""
-    if len(frame) != _HEADER.size:
-        raise WireError(f"a header of {len(frame)} bytes, not {_HEADER.size}")
-    token, kind, number = _HEADER.unpack(frame)
+    if len(frame) < HEADER_BYTES:
+        raise WireError(f"{len(frame)} bytes, where a header alone is {HEADER_BYTES}")
+    token, kind, number = _HEADER.unpack_from(frame)
     if kind not in _KINDS:
         raise WireError(f"a message of unknown kind {kind}")
     return Header(token, _KINDS[kind], number)

@@ -44,13 +44,13 @@ class PlanSender:
         with self._lock:
             if self._outbound is not None:
                 self._in_flight.append(sent)
-                self._outbound.send(Kind.PLAN, frames)
+                self._outbound.send(Kind.PLAN, *frames)
 
     def probe(self) -> None:
         """Send something round that tries every link."""
         with self._lock:
             if self._outbound is not None:
-                self._outbound.send(Kind.PROBE, [b"out"])
+                self._outbound.send(Kind.PROBE, b"out")
 
     def close(self) -> None:
         """Callable twice."""
@@ -78,11 +78,11 @@ class Results:
         received = self._inbound.receive()
         if received is None:
             return None
-        if len(received.frames) != 1:
-            raise WireError(f"{len(received.frames)} frames where one is due")
+        if len(received.buffers) != 1:
+            raise WireError(f"{len(received.buffers)} frames where one is due")
         if received.kind is Kind.PROBE:
             return Kind.PROBE
-        result = decode_result(received.frames[0].buffer)
+        result = decode_result(received.buffers[0])
         self._check(result)
         return result
 

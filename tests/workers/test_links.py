@@ -46,48 +46,48 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 def test_messages_arrive_in_order_whatever_their_size(pair: Pair) -> None:
     sent = [b"", b"x", b"y" * 40_000, b"z" * 5_000_000]
     for frame in sent:
-        pair.outbound.send(Kind.PLAN, [frame, b"end"])
+        pair.outbound.send(Kind.PLAN, frame, b"end")
     for frame in sent:
         received = pair.receive()
         assert received is not None
-        assert [bytes(f.buffer) for f in received.frames] == [frame, b"end"]
+        assert [bytes(buffer) for buffer in received.buffers] == [frame, b"end"]
     assert pair.inbound.receive() is None
 
 
 def test_nothing_blocks_a_sender(pair: Pair) -> None:
     """Nobody receives, and nobody is connected either."""
     for _ in range(5000):
-        pair.outbound.send(Kind.PLAN, [b"x" * 100])
+        pair.outbound.send(Kind.PLAN, b"x" * 100)
     lonely = data_socket(pair.context, zmq.PUSH)
     lonely.connect(pair.address + "-nobody")
     outbound = Outbound(lonely, TOKEN)
     for _ in range(5000):
-        outbound.send(Kind.PLAN, [b"x" * 100])
+        outbound.send(Kind.PLAN, b"x" * 100)
     outbound.close()
 
 
 def test_frames_that_were_received_are_passed_on(pair: Pair, tmp_path: Path) -> None:
-    pair.outbound.send(Kind.PLAN, [b"a" * 20_000, b"b"])
+    pair.outbound.send(Kind.PLAN, b"a" * 20_000, b"b")
     received = pair.receive()
     assert received is not None
-    pair.outbound.send(Kind.PLAN, received.frames)
+    pair.outbound.send(Kind.PLAN, *received.buffers)
     again = pair.receive()
     assert again is not None
-    assert [bytes(f.buffer) for f in again.frames] == [b"a" * 20_000, b"b"]
+    assert [bytes(buffer) for buffer in again.buffers] == [b"a" * 20_000, b"b"]
 
 
 def test_a_strangers_message_is_dropped_with_a_warning(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     stranger = pair.push()
     forged = pack_header(Header(b"f" * 16, Kind.PLAN, 0))
     with caplog.at_level(logging.WARNING):
-        for frames in ([b"garbage"], [b""], [forged, b"plan"], [TOKEN + b"\xff" + bytes(8)]):
+        for frames in ([b"garbage"], [b""], [forged + b"plan"], [TOKEN + b"\xff" + bytes(8)]):
             stranger.send_multipart(frames)
             assert pair.receive() is None
     assert caplog.text.count("from a stranger was dropped") == 4
-    assert "a header of 7 bytes" in caplog.text and "a wrong token" in caplog.text
-    pair.outbound.send(Kind.PLAN, [b"real"])
+    assert "7 bytes, where a header alone is 25" in caplog.text and "a wrong token" in caplog.text
+    pair.outbound.send(Kind.PLAN, b"real")
     received = pair.receive()
-    assert received is not None and bytes(received.frames[0].buffer) == b"real"
+    assert received is not None and bytes(received.buffers[0]) == b"real"
     stranger.close(0)
 
 
@@ -105,7 +105,7 @@ def test_a_flood_of_strangers_is_not_a_flood_of_warnings(pair: Pair, caplog: pyt
 
 def test_a_lost_message_is_noticed_and_the_sender_named(pair: Pair) -> None:
     skipping = pair.push()
-    skipping.send_multipart([pack_header(Header(TOKEN, Kind.FED, 2)), b"late"])
+    skipping.send(pack_header(Header(TOKEN, Kind.FED, 2)) + b"late")
     with pytest.raises(PeerError, match="FED 2 follows -1") as caught:
         pair.receive()
     assert caught.value.sender == 3
@@ -113,6 +113,6 @@ def test_a_lost_message_is_noticed_and_the_sender_named(pair: Pair) -> None:
 
 
 def test_a_kind_that_has_no_business_here_is_refused(pair: Pair) -> None:
-    pair.outbound.send(Kind.RESULT, [b"x"])
+    pair.outbound.send(Kind.RESULT, b"x")
     with pytest.raises(PeerError, match="RESULT message, which does not belong here"):
         pair.receive()

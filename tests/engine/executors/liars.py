@@ -28,51 +28,51 @@ def lie(how: str) -> OnForward:
     return hook
 
 
-def noise(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
-    _send(self, kind, [b"\xc1 this is nothing" for _ in frames])
+def noise(self: Outbound, kind: Kind, *frames: Any) -> None:
+    _send(self, kind, *(b"\xc1 this is nothing" for _ in frames))
 
 
-def skip(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+def skip(self: Outbound, kind: Kind, *frames: Any) -> None:
     self._next[kind] += 1
-    _send(self, kind, frames)
+    _send(self, kind, *frames)
 
 
-def swallow(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+def swallow(self: Outbound, kind: Kind, *frames: Any) -> None:
     pass
 
 
-def no_hidden(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
-    _send(self, kind, [*frames[:-1], b""])
+def no_hidden(self: Outbound, kind: Kind, *frames: Any) -> None:
+    _send(self, kind, *frames[:-1], b"")
 
 
-def wrong_step(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+def wrong_step(self: Outbound, kind: Kind, *frames: Any) -> None:
     _spoil(self, kind, frames, lambda result: setattr(result, "step", 77))
 
 
-def wrong_tokens(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+def wrong_tokens(self: Outbound, kind: Kind, *frames: Any) -> None:
     _spoil(self, kind, frames, lambda result: setattr(result, "tokens", [10**6]))
 
 
-def no_times(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+def no_times(self: Outbound, kind: Kind, *frames: Any) -> None:
     _spoil(self, kind, frames, lambda result: setattr(result, "busy", [(0.0, math.nan)] * 2))
 
 
-def endless_times(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+def endless_times(self: Outbound, kind: Kind, *frames: Any) -> None:
     _spoil(self, kind, frames, lambda result: setattr(result, "busy", [(0.0, math.inf)] * 2))
 
 
-def too_wide(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+def too_wide(self: Outbound, kind: Kind, *frames: Any) -> None:
     """Of a stage that is not the last."""
     head = decode_output_head(frames[2])
     head.shape, head.dtype = (head.shape[0], 2 * head.shape[1]), "float32"
-    _send(self, kind, [*frames[:2], encode_output_head(head), frames[3]])
+    _send(self, kind, *frames[:2], encode_output_head(head), frames[3])
 
 
-def times_between(self: Outbound, kind: Kind, frames: Sequence[Any]) -> None:
+def times_between(self: Outbound, kind: Kind, *frames: Any) -> None:
     """Of a stage that is not the last."""
     head = decode_output_head(frames[2])
     head.busy = [(2.0, 1.0)]
-    _send(self, kind, [*frames[:2], encode_output_head(head), frames[3]])
+    _send(self, kind, *frames[:2], encode_output_head(head), frames[3])
 
 
 def _spoil(self: Outbound, kind: Kind, frames: Sequence[Any], change: Any) -> None:
@@ -80,7 +80,7 @@ def _spoil(self: Outbound, kind: Kind, frames: Sequence[Any], change: Any) -> No
         result: StepResult = decode_result(frames[0])
         change(result)
         frames = [encode_result(result)]
-    _send(self, kind, frames)
+    _send(self, kind, *frames)
 
 
 def mumble() -> OnForward:

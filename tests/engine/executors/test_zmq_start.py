@@ -23,6 +23,7 @@ from llm_engine import LLM
 from llm_engine.core.config import EngineConfig
 from llm_engine.core.errors import ConfigError, EngineDeadError, ModelLoadError
 from llm_engine.engine.executors import zmq_group
+from llm_engine.engine.executors.base import StagesUp
 from llm_engine.engine.executors.inproc import InprocExecutor
 from llm_engine.engine.executors.registry import ExecutorSpec, make_executor, make_zmq
 from llm_engine.engine.executors.zmq_executor import ZmqExecutor
@@ -355,6 +356,34 @@ def test_a_stage_runs_apart_from_the_terminal_and_its_log_is_the_engines(
         executor.collect(0.3)
     executor.shutdown()
     assert ("toy", logging.WARNING, "stage 0: it is hot in here") in caplog.record_tuples
+
+
+@pytest.mark.parametrize(("everywhere", "ahead"), [(True, True), (False, True), (True, False)])
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_the_thread_of_an_engine_whose_every_cpu_has_a_stage_interrupts_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, everywhere: bool, ahead: bool
+) -> None:
+    """A thread of the test's own, since it is the thread's. The stages that it starts again are no different."""
+    tell_stages(monkeypatch, 2)
+    first, *others = sorted(os.sched_getaffinity(0))
+    cpus = ",".join(map(str, others)) if everywhere else str(first)
+    policies: list[list[int]] = []
+
+    def start() -> None:
+        executor = toy_executor(stage_cpus=f"{first};{cpus}", schedule_ahead=ahead)
+        executor.start()
+        policies.append([os.sched_getscheduler(of) for of in (0, *stage_pids(executor))])
+        executor.restart(1)
+        while not isinstance(executor.collect(SECONDS), StagesUp):
+            pass
+        policies.append([os.sched_getscheduler(of) for of in (0, *stage_pids(executor))])
+        executor.shutdown()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(SECONDS)
+    patient = os.SCHED_BATCH if everywhere and ahead else os.SCHED_OTHER
+    assert policies == 2 * [[patient, os.SCHED_OTHER, os.SCHED_OTHER]]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
