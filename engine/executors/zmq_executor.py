@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ from .base import Collected, Executor, ExecutorInfo, StageDied, StagesUp, Wake
 from .zmq_bringup import StageSettings
 from .zmq_control import Door
 from .zmq_group import StageGroup
+from .zmq_stages_first import StagesFirst
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class ZmqExecutor(Executor):
     def __init__(self, settings: StageSettings, progress: Progress | None = None) -> None:
         self._settings = settings
         self._progress = progress
+        self._stages_first = StagesFirst(settings)
         self._waker = _Waker()
         self._stopping = threading.Event()
         # Held by whoever uses what follows: the output thread nearly always.
@@ -70,7 +71,7 @@ class ZmqExecutor(Executor):
         """Whether it has been told that the group is up, or why it failed."""
         self._look_at = 0.0
         """When the next look at the stages' health is due."""
-        self._has_served = self._is_patient = False
+        self._has_served = False
         self._load_patience = math.inf
         self._announce_at = math.inf
 
@@ -102,7 +103,7 @@ class ZmqExecutor(Executor):
                 self.shutdown()
                 raise
             self._told_up = self._has_served = True
-            self._interrupt_stages(False)
+            self._stages_first.begin()
             assert group.load_seconds is not None
             self._load_patience = max(_LOAD_SECONDS, _LOAD_FACTOR * group.load_seconds)
             # The books keep the pool they have: stages that start again get the same, whatever is free by then.
@@ -158,6 +159,7 @@ class ZmqExecutor(Executor):
         self._stopping.set()
         self._waker.wake()
         with self._owning:
+            self._stages_first.end()
             if self._group is not None:
                 self._group.begin_end(final=True)
                 if not self._group.end(_SHUTDOWN_SECONDS):
@@ -174,7 +176,7 @@ class ZmqExecutor(Executor):
 
     def _make_group(self, epoch: int, progress: Progress | None) -> StageGroup:
         assert self._context is not None
-        self._interrupt_stages(True)
+        self._stages_first.end()
         self._group = StageGroup(self._settings, self._context, epoch, self._door, progress, self._load_patience)
         self._poller = zmq.Poller()
         for source in (self._waker.fd, self._group.results, *self._group.controls, *self._group.pidfds()):
@@ -203,23 +205,9 @@ class ZmqExecutor(Executor):
                 return StageDied(group.failure.stage, "the stages' old processes do not end, not even killed")
         elif group.info is not None and not self._told_up:
             self._told_up = True
-            self._interrupt_stages(False)
+            self._stages_first.begin()
             return StagesUp(group.epoch)
         return None
-
-    def _interrupt_stages(self, yes: bool) -> None:
-        """Whether this thread, when it wakes, may interrupt a stage. Not while they serve on every CPU that it has: the
-        first stage's tokens come at the same moment as their result, which nobody waits for where plans are made ahead.
-        Before it starts processes it may again, since they get what it has. Only the system's default is changed."""
-        config = self._settings.config
-        pinned = frozenset[int]().union(*(placement.cpus or () for placement in self._settings.placements.values()))
-        before, after = (os.SCHED_BATCH, os.SCHED_OTHER) if yes else (os.SCHED_OTHER, os.SCHED_BATCH)
-        if self._is_patient != yes or not config.scheduler.schedule_ahead or not pinned >= os.sched_getaffinity(0):
-            return
-        with contextlib.suppress(OSError):
-            if os.sched_getscheduler(0) == before:
-                os.sched_setscheduler(0, after, os.sched_param(0))
-                self._is_patient = not yes
 
     def _look(self, group: StageGroup, now: float) -> None:
         if group.failure is None:
