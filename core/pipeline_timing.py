@@ -46,6 +46,9 @@ class PipelineTiming:
         self._steps = CostFit(num_stages, self.usual_knee / 2)
         self._prompts = CostFit(1, self.usual_knee / 2)
         """The slowest stage in steps of prompts: a chunk reads its history once, a row of decodes each its own."""
+        self._decodes = CostFit(num_stages, self.usual_knee / 2)
+        """Every stage in steps of decodes alone. Nothing of what prompts cost says what a row costs that reads a long
+        history."""
         self._link = CostFit()
         """From one stage to the next: the mean over those where it can be told."""
         self._back = CostFit()
@@ -55,7 +58,7 @@ class PipelineTiming:
         self._last_of_queue: dict[int, tuple[int, float]] = {}
         """Per queue: the first decode of its last step, and when the last stage was done with it."""
         self._fresh_until = 0
-        self._trips: dict[tuple[int, bool], RoundTrip] = {}
+        self._trips: dict[tuple[int, bool, bool], RoundTrip] = {}
         self._knee: float | None = None
 
     def observe(self, plan: StepPlan, result: StepResult) -> None:
@@ -68,6 +71,8 @@ class PipelineTiming:
         if self.num_steps % max(1, self._num_stages // _EVERY_STEP_UP_TO) == 0:
             seconds = [ended - began for began, ended in spans]
             self._steps.observe(plan.num_tokens, plan.context_tokens, *seconds)
+            if len(plan.decode_ids) == plan.num_tokens:
+                self._decodes.observe(plan.num_tokens, plan.context_tokens, *seconds)
             if len(plan.decode_ids) <= plan.num_tokens * _MOSTLY_PROMPTS:
                 self._prompts.observe(plan.num_tokens, plan.context_tokens, max(seconds))
             self._observe_ways(plan, spans, before)
@@ -120,21 +125,22 @@ class PipelineTiming:
         per_token = max(cost.per_token, 0.5 / self._prompts.best_rate)
         return cost.per_context / max(per_token, cost.per_context / _HIGHEST_PRICE)
 
-    def round_trip(self, num_tokens: float, bent: bool = False) -> RoundTrip | None:
+    def round_trip(self, num_tokens: float, bent: bool = False, decodes: bool = False) -> RoundTrip | None:
         """What a micro-batch of about so many tokens costs; ``None`` while nothing is known. ``bent``: not the line
-        through all sizes, but what each of them took. Refreshed now and then, since fitting costs more than looking."""
+        through all sizes, but what each of them took. ``decodes``: as steps of decodes alone tell it, once one was
+        seen. Refreshed now and then, since fitting costs more than looking."""
         if not self.num_steps:
             return None
         self._refresh()
         size = round(2 * math.log2(num_tokens + 1.0))
-        key = size, bent
+        key = size, bent, decodes
         if key not in self._trips:
-            self._trips[key] = self._fit(2.0 ** (size / 2) - 1.0, bent)
+            self._trips[key] = self._fit(2.0 ** (size / 2) - 1.0, bent, decodes)
         return self._trips[key]
 
-    def was_seen(self, num_tokens: float) -> bool:
-        """Whether a step of about so many tokens was measured."""
-        return self._steps.was_seen(num_tokens)
+    def was_seen(self, num_decodes: float) -> bool:
+        """Whether a step of about so many decodes, and nothing else, was measured."""
+        return self._decodes.was_seen(num_decodes)
 
     @property
     def knee(self) -> float:
@@ -150,7 +156,8 @@ class PipelineTiming:
             self._trips.clear()
             self._knee = None
 
-    def _fit(self, num_tokens: float, bent: bool) -> RoundTrip:
-        stages, link, back = (fit.near(num_tokens, bent) for fit in (self._steps, self._link, self._back))
+    def _fit(self, num_tokens: float, bent: bool, decodes: bool) -> RoundTrip:
+        steps = self._decodes if decodes and self._decodes.num_steps else self._steps
+        stages, link, back = (fit.near(num_tokens, bent) for fit in (steps, self._link, self._back))
         around = StepCost.total([*stages, *link * (self._num_stages - 1), *back])
         return RoundTrip(max(stages, key=lambda cost: cost.at(num_tokens)), around)

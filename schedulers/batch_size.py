@@ -19,6 +19,8 @@ _FIXED_SHARE = 0.25
 class BatchSize:
     """Small micro-batches fill and drain the pipeline sooner and go evenly beside those of decodes alone; large ones
     pay less for what every step costs. Which matters more depends on whether prompts come as a burst or as a trickle.
+    One stage has no pipeline to fill: with memory for all of a burst and no decode that would wait for it, the token
+    budget alone says how large a step is.
 
     A *burst* of R tokens in micro-batches of T costs ``(R / T + stages - 1)`` steps of ``fixed + T``: least at
     ``T = sqrt(fixed * R / (stages - 1))``. The largest of a burst sets what draining it costs, so T never falls until
@@ -53,7 +55,9 @@ class BatchSize:
             return limits.max_num_batched_tokens
         timing, stages, rows = table.timing, table.num_stages, work.num_decodes / num_queues
         knee, usual = timing.knee, timing.usual_knee
-        size = min(float(limits.max_num_batched_tokens), rows + _ENOUGH * max(knee, usual))
+        size = float(limits.max_num_batched_tokens)
+        if stages > 1 or rows or work.crowded:
+            size = min(size, rows + _ENOUGH * max(knee, usual))
         if stages > 1:
             fixed = _FIXED_SHARE * knee + work.num_prompts / (2 * stages)
             self._burst = max(self._burst, math.sqrt(fixed * work.prompt_tokens * work.mean_worth / (stages - 1)))

@@ -23,7 +23,8 @@ class QueueCount:
     much slower than the others. Looked at again once a revolution, and when the work has doubled or halved.
 
     A few decodes make micro-batches of one token or two, over and over, and there what just these sizes took counts;
-    all others come as it happens, and the line through all of them says best how they compare.
+    all others come as it happens, and the line through all of them says best how they compare. Without prompts it goes
+    through steps of decodes alone: each row reads a history of its own, and costs more than a prompt's token.
     """
 
     def __init__(self) -> None:
@@ -35,8 +36,9 @@ class QueueCount:
         """With micro-batches of up to ``largest`` tokens. Without measurements, as many as stages."""
         timing, stages = table.timing, table.num_stages
         tokens = max(1, work.num_decodes + work.prompt_tokens)
-        few = not work.prompt_tokens and tokens <= 2 * stages
-        trip = timing.round_trip(min(largest, tokens / (self.count or stages)), bent=few)
+        decodes = not work.prompt_tokens
+        few = decodes and tokens <= 2 * stages
+        trip = timing.round_trip(min(largest, tokens / (self.count or stages)), bent=few, decodes=decodes)
         if trip is None:
             self.count = min(len(table.queues), stages)
         elif timing.num_steps >= self._look_again_at or not self._tokens < 2 * tokens < 4 * self._tokens:
@@ -48,7 +50,7 @@ class QueueCount:
                 revolution = max(slowest, trip.around.at(size))
                 times.append(revolution / min(count * size, tokens))
             unsure = _UNSURE_OF_SIZES if few else _UNSURE_OF_LINE
-            if not work.prompt_tokens and not timing.was_seen(-(-tokens // (self.count or stages))):
+            if decodes and not timing.was_seen(-(-tokens // (self.count or stages))):
                 unsure = _UNSURE_OF_GUESS  # what the present count takes is not known yet
             self.count = self._best(times, min(stages, len(times)), unsure)
             self._look_again_at, self._tokens = timing.num_steps + self.count, tokens

@@ -176,6 +176,32 @@ def test_the_price_of_history_is_learnt_from_prompts() -> None:
     assert timing.history_price == pytest.approx(2e-4, rel=0.2)
 
 
+def test_what_a_row_costs_that_reads_a_long_history_is_learnt_from_decodes_alone() -> None:
+    """16 ms, a twentieth for a token, a fifth more for a row of a thousand tokens before. Chunks read theirs once."""
+    timing = PipelineTiming(1)
+
+    def observe(plan: StepPlan, seconds: float) -> None:
+        timing.observe(plan, StepResult(0, 1, [], busy=[(0.0, seconds)]))
+
+    for _ in range(40):
+        prompt = StepPlan(0, chunk_ids=[1], chunk_tokens=[1024], chunk_starts=[0], chunk_samples=[False])
+        observe(prompt, 16e-3 + 5e-5 * 1024)
+    for rows in (30, 32, 32, 32):
+        decodes = StepPlan(0, decode_ids=[*range(rows)], decode_positions=[1000] * rows)
+        observe(decodes, 16e-3 + 25e-5 * rows)
+    trip = timing.round_trip(32, decodes=True)
+    assert trip is not None
+    assert trip.slowest.at(43) - trip.slowest.at(32) == pytest.approx(11 * 25e-5, rel=0.1)
+
+
+def test_until_decodes_came_back_alone_they_are_taken_to_cost_what_other_steps_do() -> None:
+    line = Line(2)
+    for tokens in (4, 16, 64, 256):
+        line.step(0, tokens, prompt=True)
+    assert line.timing.round_trip(8, decodes=True) == line.timing.round_trip(8)
+    assert not line.timing.was_seen(16), "no sixteen decodes"
+
+
 def test_the_same_steps_give_the_same_figures() -> None:
     found = []
     for _ in range(2):

@@ -278,6 +278,20 @@ def test_one_stage_takes_all_a_budget_allows() -> None:
     assert plan.num_tokens == 1000
 
 
+@pytest.mark.parametrize(("num_decodes", "num_blocks", "tokens"), [(0, 4000, 12_000), (1, 4000, 2048), (0, 2000, 2048)])
+def test_one_stage_takes_a_burst_at_once_where_memory_holds_it_and_no_decode_would_wait(
+    num_decodes: int, num_blocks: int, tokens: int
+) -> None:
+    """There is no pipeline to fill. Blocks are of four tokens; sixteen times the usual knee is 2048."""
+    books = balanced(num_stages=1, max_num_batched_tokens=100_000, num_blocks=num_blocks)
+    fill(books, num_decodes)
+    for _ in range(120):
+        books.waiting(100)
+    plan = books.plan()
+    assert plan is not None
+    assert (len(plan.decode_ids), sum(plan.chunk_tokens)) == (num_decodes, tokens)
+
+
 def test_where_memory_is_short_prompts_ride_with_the_decodes() -> None:
     """Those who come in as others leave take what a step has room for, not all that memory allows."""
     books = balanced(num_blocks=500)

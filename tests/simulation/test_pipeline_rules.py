@@ -66,6 +66,18 @@ def test_the_headlines_micro_batches_are_even_from_the_first_one_after_its_promp
     assert max(unevenness(settled, after)) <= 1.25
 
 
+def test_decodes_with_long_histories_go_in_as_many_queues_as_stages() -> None:
+    """A row costs four times what a prompt's token does here, and links next to nothing: with three queues a
+    micro-batch is longer under way than with four, and stages rest for a quarter of the time."""
+    simulation = SimulationConfig(model_shape="llama-3-8b", hardware="l4", stages=4, link="lan-10g")
+    engine = EngineConfig.of(scheduler="balanced", max_num_batched_tokens=2048)
+    setup = set_up(simulation, engine, arrivals=[Arrival(0.0, prompt(index, 1024), 64) for index in range(128)])
+    run = setup.simulator().run(setup.arrivals)
+    last_chunk = max(index for index, step in enumerate(run.steps) if step.num_decodes < step.num_tokens)
+    decoding = run.steps[last_chunk + 20 : last_chunk + 100]
+    assert {step.queue for step in decoding} == {0, 1, 2, 3}
+
+
 def test_the_headlines_micro_batches_are_even_while_prompts_come_in() -> None:
     run = headline()
     ratios = unevenness([step for step in run.steps if step.num_decodes < step.num_tokens], 4)
