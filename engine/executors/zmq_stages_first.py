@@ -10,8 +10,8 @@ from .zmq_bringup import StageSettings
 
 
 class StagesFirst:
-    """Between ``begin`` and ``end`` the calling thread, when it wakes, interrupts nobody: it waits for a free CPU or for
-    its turn (``SCHED_BATCH``).
+    """Between ``begin`` and ``end`` the calling thread, when it wakes, interrupts nobody: it waits for a free CPU or
+    for its turn (``SCHED_BATCH``).
 
     Only where stages are pinned to every CPU that it has and plans are made ahead: the first stage's tokens come at the
     same moment as their result, and nobody waits for the result then. Only the system's default policy is changed.
