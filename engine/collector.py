@@ -69,11 +69,12 @@ class RequestCollector:
             self._last_token = delta.at
         if delta.error is not None and self.error is None:
             self.error = delta.error
-        part = choice.take(delta)
-        if choice.output.finished:
-            self._num_unfinished -= 1
-            if delta.finish_reason is None:  # a stop string, which only the text shows
-                self._abort([delta.request.request_id], FinishReason.STOP)
+        try:
+            part = choice.take(delta)
+        finally:
+            self._num_unfinished -= choice.output.finished
+        if choice.output.finished and delta.finish_reason is None:  # a stop string, which only the text shows
+            self._abort([delta.request.request_id], FinishReason.STOP)
         return self._output([part]) if part is not None else None
 
     def cancel(self) -> None:

@@ -29,7 +29,7 @@ class InFlight:
     """Noted by the scheduling thread: the books had nobody when it began to look."""
     booked_at: float = 0.0
     pushed_at: float = 0.0
-    """Noted by the scheduling thread when ``push`` returned; 0 where the result was faster."""
+    """Noted by the scheduling thread when ``push`` returned; 0 where it had not by the time of the record."""
 
 
 @dataclass(slots=True)

@@ -11,6 +11,8 @@ from .wire import HEADER_BYTES, MAX_FRAME, Buffer, Header, Kind, WireError, pack
 
 logger = logging.getLogger(__name__)
 
+# Plain numbers, and frame by frame below: behind a forward nothing of pyzmq is in the caches, and a flag's class or a
+# ``send_multipart`` costs 10 to 20 microseconds there, which the next stage waits for.
 _NOW, _NOW_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 _WARN_FIRST = 5
 """Messages of strangers that are logged; more of them are counted."""

@@ -55,9 +55,9 @@ class FedRows:
     """[S]"""
     positions: Int64
     """[S]"""
-    num_starts: int = -1
-    """Of requests until these rows were made: unchanged means that each still has its slot. -1 where one has no further
-    position."""
+    num_starts: int | None
+    """Of requests until these rows were made: unchanged means that each still has its slot. ``None`` where one has no
+    further position."""
 
 
 class SlotTable:
@@ -143,11 +143,14 @@ class SlotTable:
         """Where the tokens that the plan last applied samples will stand."""
         positions = rows.positions + 1
         inside = not len(positions) or positions.max() < self.tokens.shape[1]
-        return FedRows(self._request_ids[rows.slots], rows.slots, positions, self._num_starts if inside else -1)
+        return FedRows(self._request_ids[rows.slots], rows.slots, positions, self._num_starts if inside else None)
 
     def feed(self, rows: FedRows, tokens: Sequence[int]) -> None:
         """Enter tokens just sampled, from which a plan made ahead of them goes on. What no longer has its slot, or has
-        no further position, is left out. The first stage stands still until this is done."""
+        no further position, is left out. Raises ``ValueError`` where they are not as many as the rows. The first stage
+        stands still until this is done."""
+        if len(tokens) != len(rows.slots):
+            raise ValueError(f"{len(tokens)} tokens for {len(rows.slots)} rows")
         if rows.num_starts == self._num_starts:
             self.tokens[rows.slots, rows.positions] = tokens
             return

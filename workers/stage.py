@@ -143,7 +143,8 @@ class Stage:
     def release(self) -> None:
         """Drop weights, pool and books. Callable twice and before ``load``."""
         self._model_engine.release()
-        self._slots = self._sampler = None
+        self._slots = self._sampler = self._sampled = None
+        self._unfed.clear()
 
     def _compute(self, plan: StepPlan, hidden: Any, result: StepResult) -> tuple[Any, str | None]:
         """The forward's output, on the last stage sampled into ``result``; or why there is none."""
@@ -171,6 +172,8 @@ class Stage:
             logits = logits[rows.logit_rows]
         if len(rows.slots):
             result.tokens, result.logprobs = sampler.sample(logits, rows.slots, rows.positions)
+            if len(result.tokens) != len(rows.slots):
+                raise ValueError(f"the sampler gave {len(result.tokens)} tokens for {len(rows.slots)} rows")
             if self._feeds_itself:
                 self._sampled = rows, result.tokens
 

@@ -1,6 +1,6 @@
 """How a step travels: plans, activations and results as frames. Loads no torch, knows no socket.
 
-A message is a list of frames. The first begins with a header of fixed size; then come msgpack of the ``core``
+A message is a list of frames. The first begins with a header of fixed size; behind it comes msgpack of the ``core``
 dataclasses, and columns and tensors as they lie in memory. Whatever arrives is checked before it is used: types by
 msgspec, sizes and ranges here, against ``PlanBounds``. What does not hold up raises ``WireError`` and nothing else.
 
@@ -65,6 +65,7 @@ class Header(NamedTuple):
     """Of the message on its link, from 0: what is lost is noticed by the next one."""
 
 
+# Quicker than the class finds them.
 _KINDS = {int(kind): kind for kind in Kind}
 _HEADER = struct.Struct(f"<{TOKEN_BYTES}sBQ")
 HEADER_BYTES = _HEADER.size

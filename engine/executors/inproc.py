@@ -263,6 +263,7 @@ class _StageThread(threading.Thread):
             self._send(_Work(work.plan, output))
         else:
             self._send(output)
+            stage.catch_up()
 
     def _await_reply(self) -> ModelInfo | None:
         reply = self._replies.get()

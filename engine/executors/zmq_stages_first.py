@@ -14,7 +14,8 @@ class StagesFirst:
     for its turn (``SCHED_BATCH``).
 
     Only where stages are pinned to every CPU that it has and plans are made ahead: the first stage's tokens come at the
-    same moment as their result, and nobody waits for the result then. Only the system's default policy is changed.
+    same moment as their result, and as a rule nobody waits for the result then; where somebody does, since few requests
+    leave nothing to plan ahead, stages stand still and leave it a CPU. Only the system's default policy is changed.
     """
 
     def __init__(self, settings: StageSettings) -> None:
@@ -26,8 +27,10 @@ class StagesFirst:
 
     def begin(self) -> None:
         """Callable twice."""
-        if self._is_ahead and self._pinned >= os.sched_getaffinity(0) and os.sched_getscheduler(0) == os.SCHED_OTHER:
-            with contextlib.suppress(OSError):
+        if not self._is_ahead or not self._pinned >= os.sched_getaffinity(0):
+            return
+        with contextlib.suppress(OSError):  # a sandbox may know no policies
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
                 self._thread = threading.get_native_id()
 

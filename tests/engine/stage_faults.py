@@ -41,11 +41,11 @@ def _send_garbage(*_: Any) -> None:
     gc.unfreeze()  # what was there when the stage began to serve is in no list otherwise
     (runner,) = (thing for thing in gc.get_objects() if type(thing).__name__ == "StageRunner")
     if not runner._stage.is_last:
-        runner._outbound.send(Kind.PLAN, [b"\xc1\x00garbage"] * 4)
+        runner._outbound.send(Kind.PLAN, *[b"\xc1\x00garbage"] * 4)
     elif os.environ["GARBAGE"] == "well-formed":
-        runner._outbound.send(Kind.RESULT, [encode_result(StepResult(0, 10**6, [1, 2, 3]))])
+        runner._outbound.send(Kind.RESULT, encode_result(StepResult(0, 10**6, [1, 2, 3])))
     else:
-        runner._outbound.send(Kind.RESULT, [b"\xc1\x00garbage"])
+        runner._outbound.send(Kind.RESULT, b"\xc1\x00garbage")
 
 
 # -- in the test

@@ -191,7 +191,9 @@ def test_several_choices_run_side_by_side_and_end_each_by_itself() -> None:
     assert case.aborted == [([1], FinishReason.STOP)]
     assert case.collector.unfinished_ids == [0, 2]
     case.end(FinishReason.LENGTH, IDS[:1], 0)
+    assert not case.collector.finished
     case.end(FinishReason.ABORT, choice=2)
+    assert case.collector.finished
     outputs = case.collector.result().outputs
     assert [(o.index, o.text, o.finish_reason) for o in outputs] == [
         (0, TOKENIZER.decode(IDS[:1]), FinishReason.LENGTH),

@@ -176,23 +176,44 @@ def test_a_plan_ahead_goes_on_from_what_was_fed() -> None:
     assert table.tokens[0, :5].tolist() == [10, 11, 12, 13, 77]
 
 
+def decodes(slots: list[int], ids: list[int], positions: list[int]) -> StepPlan:
+    return StepPlan(
+        queue=0, step=1, decode_ids=ids, decode_slots=slots, decode_positions=positions, decode_tokens=[9] * len(ids)
+    )
+
+
 def test_what_is_fed_reaches_only_who_still_has_its_slot() -> None:
     table = SlotTable(2, 64, 4)
     table.apply(started(0, [1, 2], [1]))
     table.apply(started(1, [3, 4], [2], request_id=2))
-    rows = FedRows(np.array([1, 2]), np.array([0, 1]), np.array([2, 2]))
+    step = decodes([0, 1], [1, 2], [2, 2])
+    table.apply(step)
+    rows = fed_rows(table, step)
     table.apply(started(1, [5, 6, 7, 8], [3], request_id=3))
     table.feed(rows, [77, 88])
-    assert table.tokens[0, :3].tolist() == [1, 2, 77]
+    assert table.tokens[0, :4].tolist() == [1, 2, 9, 77]
     assert table.tokens[1, :4].tolist() == [5, 6, 7, 8]
 
 
 def test_what_is_fed_behind_the_last_position_is_left_out() -> None:
     table = SlotTable(2, 3, 4)
-    table.apply(started(0, [1, 2, 3], [1]))
-    table.apply(started(1, [4, 5], [2], request_id=2))
-    table.feed(FedRows(np.array([1, 2]), np.array([0, 1]), np.array([3, 2])), [77, 88])
-    assert table.tokens.tolist() == [[1, 2, 3], [4, 5, 88]]
+    table.apply(started(0, [1, 2], [1]))
+    table.apply(started(1, [4], [2], request_id=2))
+    step = decodes([0, 1], [1, 2], [2, 1])
+    table.apply(step)
+    table.feed(fed_rows(table, step), [77, 88])
+    assert table.tokens.tolist() == [[1, 2, 9], [4, 9, 88]]
+
+
+@pytest.mark.parametrize("tokens", [[], [77], [77, 88, 99]])
+def test_as_many_tokens_are_fed_as_there_are_rows(tokens: list[int]) -> None:
+    table = SlotTable(2, 64, 4)
+    table.apply(started(0, [1, 2], [1]))
+    table.apply(started(1, [3, 4], [2], request_id=2))
+    step = decodes([0, 1], [1, 2], [2, 2])
+    table.apply(step)
+    with pytest.raises(ValueError, match=f"{len(tokens)} tokens for 2 rows"):
+        table.feed(fed_rows(table, step), tokens)
 
 
 def test_large_tables_cost_no_memory_up_front() -> None:

@@ -223,7 +223,15 @@ def test_a_failing_sampler_is_a_failed_step_and_a_sampler_can_be_replaced() -> N
         def sample(self, logits: Any, slots: Any, positions: Any) -> Any:
             return [7] * len(slots), {}
 
-    for make_sampler, tokens, error in ((Broken, [], "stage 0: ValueError: no dice"), (Always7, [7], None)):
+    class TooMany(BatchSampler):
+        def sample(self, logits: Any, slots: Any, positions: Any) -> Any:
+            return [7] * (len(slots) + 1), {}
+
+    for make_sampler, tokens, error in (
+        (Broken, [], "stage 0: ValueError: no dice"),
+        (Always7, [7], None),
+        (TooMany, [], "stage 0: ValueError: the sampler gave 2 tokens for 1 rows"),
+    ):
         planner = Planner()
         planner.add([1, 2, 3])
         result = run([make_stage(ToyModelEngine(), make_sampler=make_sampler)], planner.plan({1: 3}))

@@ -335,7 +335,7 @@ def test_strangers_at_the_sockets_are_dropped_while_stages_start(
     assert "stage 0: a message from a stranger was dropped" in caplog.text
 
 
-def test_a_stage_runs_apart_from_the_terminal_and_its_log_is_the_engines(
+def test_a_terminals_signals_are_for_the_engine_and_a_stages_log_is_the_engines(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tell_stages(monkeypatch, 1, {0: ("complaining",)})
@@ -371,16 +371,19 @@ def test_the_thread_of_an_engine_whose_every_cpu_has_a_stage_interrupts_none(
 
     def start() -> None:
         executor = toy_executor(stage_cpus=f"{first};{cpus}", schedule_ahead=ahead)
-        executor.start()
-        policies.append([os.sched_getscheduler(of) for of in (0, *stage_pids(executor))])
-        executor.restart(1)
-        while not isinstance(executor.collect(SECONDS), StagesUp):
-            pass
-        policies.append([os.sched_getscheduler(of) for of in (0, *stage_pids(executor))])
-        executor.shutdown()
+        try:
+            executor.start()
+            policies.append([os.sched_getscheduler(of) for of in (0, *stage_pids(executor))])
+            executor.restart(1)
+            deadline = time.monotonic() + SECONDS
+            while not isinstance(executor.collect(SECONDS), StagesUp) and time.monotonic() < deadline:
+                pass
+            policies.append([os.sched_getscheduler(of) for of in (0, *stage_pids(executor))])
+        finally:
+            executor.shutdown()
         policies.append([os.sched_getscheduler(0)])
 
-    thread = threading.Thread(target=start)
+    thread = threading.Thread(target=start, daemon=True)
     thread.start()
     thread.join(SECONDS)
     patient = os.SCHED_BATCH if everywhere and ahead else os.SCHED_OTHER
