@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from .wire import HEADER_BYTES, MAX_FRAME, Buffer, Header, Kind, WireError, pack_header, unpack_header
+from .wire import HEADER_BYTES, MAX_FRAME, Buffer, Kind, WireError, pack_header, unpack_header
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Outbound:
 
     def send(self, kind: Kind, first: Buffer, *others: Any) -> None:
         """Queue a message; never blocks. All is copied."""
-        header = pack_header(Header(self._token, kind, self._next[kind]))
+        header = pack_header(self._token, kind, self._next[kind])
         self._next[kind] += 1
         frame = b"".join((header, first))
         for other in others:

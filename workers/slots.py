@@ -147,10 +147,7 @@ class SlotTable:
 
     def feed(self, rows: FedRows, tokens: Sequence[int]) -> None:
         """Enter tokens just sampled, from which a plan made ahead of them goes on. What no longer has its slot, or has
-        no further position, is left out. Raises ``ValueError`` where they are not as many as the rows. The first stage
-        stands still until this is done."""
-        if len(tokens) != len(rows.slots):
-            raise ValueError(f"{len(tokens)} tokens for {len(rows.slots)} rows")
+        no further position, is left out. As many as there are rows."""
         if rows.num_starts == self._num_starts:
             self.tokens[rows.slots, rows.positions] = tokens
             return

@@ -12,7 +12,7 @@ from ..core.errors import EngineDeadError, ModelLoadError
 from ..core.step import StepPlan, StepResult
 from .model_engine import ModelEngine, ModelInfo, Progress
 from .sampler import Sampler, SamplerFactory
-from .slots import FedRows, SamplingRows, SlotTable
+from .slots import FedRows, SlotTable
 
 _TRACEBACK_FRAMES = 6
 METHODS = ("load", "allocate", "forward", "check_device", "release")
@@ -66,8 +66,8 @@ class Stage:
         self._feeds_back = feeds_back
         self._is_fed = feeds_back and index == 0 and num_stages > 1
         self._feeds_itself = feeds_back and self.is_last
-        self._sampled: tuple[SamplingRows, Sequence[int]] | None = None
-        """What the last step sampled and its own books do not have yet."""
+        self._news: list[tuple[FedRows, Sequence[int]]] = []
+        """Tokens that are known and not in the books yet."""
         self._unfed: dict[int, FedRows] = {}
         """By step: places for tokens that the last stage has not told of yet."""
 
@@ -125,25 +125,27 @@ class Stage:
         return not any(step <= plan.feeds_from for step in self._unfed)
 
     def feed(self, step: int, tokens: Sequence[int]) -> None:
-        """What the last stage sampled in a step; nothing where the step failed. For the first stage of several."""
-        assert self._slots is not None
+        """What the last stage sampled in a step; nothing where the step failed. For the first stage of several. Raises
+        ``KeyError`` for a step that nothing is awaited of, ``ValueError`` for another number of tokens than of rows."""
         rows = self._unfed.pop(step)
         if len(tokens):
-            self._slots.feed(rows, tokens)
+            if len(tokens) != len(rows.slots):
+                raise ValueError(f"{len(tokens)} tokens for {len(rows.slots)} rows")
+            self._news.append((rows, tokens))
 
     def catch_up(self) -> None:
-        """Enter what the last stage's own last step sampled into its books. ``execute`` begins with it; who has told
-        others of the tokens, who wait for them, may call it sooner."""
-        if self._sampled is not None:
+        """Enter tokens that have become known into the books. ``execute`` begins with it; the last stage may do it as
+        soon as those are told who wait for them."""
+        for rows, tokens in self._news:
             assert self._slots is not None
-            rows, tokens = self._sampled
-            self._sampled = None
-            self._slots.feed(self._slots.fed_rows(rows), tokens)
+            self._slots.feed(rows, tokens)
+        self._news.clear()
 
     def release(self) -> None:
         """Drop weights, pool and books. Callable twice and before ``load``."""
         self._model_engine.release()
-        self._slots = self._sampler = self._sampled = None
+        self._slots = self._sampler = None
+        self._news.clear()
         self._unfed.clear()
 
     def _compute(self, plan: StepPlan, hidden: Any, result: StepResult) -> tuple[Any, str | None]:
@@ -175,7 +177,7 @@ class Stage:
             if len(result.tokens) != len(rows.slots):
                 raise ValueError(f"the sampler gave {len(result.tokens)} tokens for {len(rows.slots)} rows")
             if self._feeds_itself:
-                self._sampled = rows, result.tokens
+                self._news.append((self._slots.fed_rows(rows), result.tokens))
 
 
 def describe(exc: BaseException) -> str:

@@ -71,8 +71,9 @@ _HEADER = struct.Struct(f"<{TOKEN_BYTES}sBQ")
 HEADER_BYTES = _HEADER.size
 
 
-def pack_header(header: Header) -> bytes:
-    return _HEADER.pack(header.token, header.kind, header.number)
+def pack_header(token: bytes, kind: Kind, number: int) -> bytes:
+    """A ``Header`` as it travels."""
+    return _HEADER.pack(token, kind, number)
 
 
 def unpack_header(frame: Buffer) -> Header:

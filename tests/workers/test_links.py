@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from llm_engine.workers.links import Inbound, Outbound, PeerError, Received, data_socket
-from llm_engine.workers.wire import Header, Kind, pack_header
+from llm_engine.workers.wire import Kind, pack_header
 
 TOKEN = b"0123456789abcdef"
 MILLISECONDS = 10_000
@@ -78,7 +78,7 @@ def test_frames_that_were_received_are_passed_on(pair: Pair, tmp_path: Path) -> 
 
 def test_a_strangers_message_is_dropped_with_a_warning(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     stranger = pair.push()
-    forged = pack_header(Header(b"f" * 16, Kind.PLAN, 0))
+    forged = pack_header(b"f" * 16, Kind.PLAN, 0)
     with caplog.at_level(logging.WARNING):
         for frames in ([b"garbage"], [b""], [forged + b"plan"], [TOKEN + b"\xff" + bytes(8)]):
             stranger.send_multipart(frames)
@@ -105,7 +105,7 @@ def test_a_flood_of_strangers_is_not_a_flood_of_warnings(pair: Pair, caplog: pyt
 
 def test_a_lost_message_is_noticed_and_the_sender_named(pair: Pair) -> None:
     skipping = pair.push()
-    skipping.send(pack_header(Header(TOKEN, Kind.FED, 2)) + b"late")
+    skipping.send(pack_header(TOKEN, Kind.FED, 2) + b"late")
     with pytest.raises(PeerError, match="FED 2 follows -1") as caught:
         pair.receive()
     assert caught.value.sender == 3

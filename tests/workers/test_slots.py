@@ -205,17 +205,6 @@ def test_what_is_fed_behind_the_last_position_is_left_out() -> None:
     assert table.tokens.tolist() == [[1, 2, 9], [4, 9, 88]]
 
 
-@pytest.mark.parametrize("tokens", [[], [77], [77, 88, 99]])
-def test_as_many_tokens_are_fed_as_there_are_rows(tokens: list[int]) -> None:
-    table = SlotTable(2, 64, 4)
-    table.apply(started(0, [1, 2], [1]))
-    table.apply(started(1, [3, 4], [2], request_id=2))
-    step = decodes([0, 1], [1, 2], [2, 2])
-    table.apply(step)
-    with pytest.raises(ValueError, match=f"{len(tokens)} tokens for 2 rows"):
-        table.feed(fed_rows(table, step), tokens)
-
-
 def test_large_tables_cost_no_memory_up_front() -> None:
     import resource
 

@@ -182,6 +182,20 @@ def test_the_first_of_several_executes_a_plan_ahead_once_it_is_fed(num_stages: i
     assert stages[0].can_execute(last), "what comes after the step that it goes on from is known"
 
 
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_as_many_tokens_are_fed_as_the_step_samples(num_tokens: int) -> None:
+    stages = [make_stage(ToyModelEngine(i, 2), i, 2, feeds_back=True) for i in range(2)]
+    planner = Planner()
+    planner.add([1, 2, 3])
+    planner.add([4, 5, 6])
+    plan = planner.plan({1: 3, 2: 3})
+    run(stages, plan)
+    with pytest.raises(ValueError, match=f"{num_tokens} tokens for 2 rows"):
+        stages[0].feed(plan.step, [7] * num_tokens)
+    with pytest.raises(KeyError):
+        stages[0].feed(plan.step + 1, [7, 7])
+
+
 def test_a_failed_step_feeds_nothing_and_keeps_nobody_waiting() -> None:
     stages = [make_stage(ToyModelEngine(i, 2), i, 2, feeds_back=True) for i in range(2)]
     stages[1]._model_engine.on_forward = fail_on(1)  # type: ignore[attr-defined]

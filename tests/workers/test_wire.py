@@ -165,7 +165,7 @@ def test_fed_tokens_and_output_heads_arrive_as_they_were() -> None:
     head = OutputHead([(1.5, 2.5)], None, "torch", "bfloat16", (7, 64))
     assert decode_output_head(encode_output_head(head)) == head
     header = Header(b"t" * wire.TOKEN_BYTES, Kind.FED, 2**63)
-    assert unpack_header(pack_header(header) + b"and what follows it") == header
+    assert unpack_header(pack_header(*header) + b"and what follows it") == header
 
 
 def test_an_error_in_text_that_is_no_utf8_arrives_written_out() -> None:
