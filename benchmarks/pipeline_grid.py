@@ -32,8 +32,8 @@ from benchmarks.report import markdown_table
 
 WITHIN, NEVER = 1.05, 1.15
 RULE_NEVER = 1.021
-"""Just above the largest ratio to the published rule's makespan that was found: it keeps the grid from getting worse, and
-says nothing about whether being behind by so much is little."""
+"""Just above the largest ratio to the published rule's makespan that was found: it keeps the grid from getting worse,
+and says nothing about whether so much is little."""
 LEVEL = 1.005
 """Up to this ratio of makespans two rules are level: what the last request's length decides."""
 COMPARED = (DEFAULT_BUDGET, UNLIMITED)
