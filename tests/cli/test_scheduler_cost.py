@@ -67,7 +67,8 @@ def calls(scheduler: str, running: int, mix: str, *waiting: int) -> list[float]:
 @pytest.mark.parametrize("scheduler", some_quick(distinct_presets(), QUICK))
 def test_a_step_in_which_nobody_comes_or_goes_costs_the_same_however_many_wait(scheduler: str) -> None:
     nobody, hundred, thousand = calls(scheduler, 64, "decode", 0, 100, 1000)
-    assert hundred == thousand
+    # But for how many sizes and histories the cost model has seen by then.
+    assert thousand == pytest.approx(hundred, rel=0.01)
     assert thousand <= nobody + 200  # who is first, and whom it may displace
 
 
