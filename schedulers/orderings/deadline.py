@@ -107,7 +107,8 @@ class DeadlineOrdering(KeyedOrdering):
 
     def _reason(self, request: RequestView, now: float) -> str:
         assert request.deadline is not None
-        asked = f"deadline_ms {(request.deadline - request.arrival) * 1000:g}"
+        # To the microsecond: on a clock that runs since the host was started, days ago, the difference is no finer.
+        asked = f"deadline_ms {round((request.deadline - request.arrival) * 1000, 3):g}"
         if request.deadline < now:
             return f"{asked} passed while it waited"
         left, needed = request.deadline - now, self._pace.seconds_for(request)

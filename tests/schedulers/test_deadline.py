@@ -121,6 +121,13 @@ def test_a_deadline_is_passed_when_it_lies_before_now() -> None:
     assert shed(ordering, 6.1) == [1]
 
 
+def test_a_deadline_is_named_as_it_was_asked_for_on_a_host_that_runs_for_months() -> None:
+    started, asked = 1e7, 0.001e-3
+    ordering = made((0.0, None))
+    ordering.add(a_request(1, arrival=started, deadline=started + asked))
+    assert reasons(ordering, started + 1.0) == ["deadline_ms 0.001 passed while it waited"]
+
+
 def test_all_that_are_late_are_shed_at_once_by_their_deadlines() -> None:
     assert shed(made((0.0, 3.0), (0.0, 1.0), (0.0, 9.0), (0.0, 2.0)), 4.0) == [1, 3, 0]
 
