@@ -36,7 +36,7 @@ class RequestCollector:
         self.prompt = prompt
         self.error: Exception | None = None
         """The first error of any choice."""
-        self._abort, self._streaming = abort, streaming
+        self._abort = abort
         self._prompt_token_ids = list(requests[0].prompt_token_ids)  # one copy for all parts of a stream
         self._prompt_logprobs: list[TokenLogprobs | None] = [None]
         self._last_token: float | None = None
