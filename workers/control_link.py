@@ -40,9 +40,9 @@ from .control import (
     encode,
 )
 from .handshakes import HandshakeMonitor
-from .links import PeerError, data_socket
+from .links import STOP_ADDRESS, Outbound, PeerError, data_socket
 from .pipeline_key import PipelineKey
-from .wire import WIRE_VERSION, WireError
+from .wire import WIRE_VERSION, Kind, WireError
 
 EXIT_DONE = 0
 """The engine ended, or wants this stage no longer."""
@@ -69,14 +69,13 @@ class StoppedError(Exception):
 
 
 class ControlLink(threading.Thread):
-    """Any thread may ``send``; the main thread waits with ``expect`` and reads ``stop_fd``, which turns readable for
-    good when the stage is to end; ``stopped`` then says why. ``executing`` is written by the main thread: the step it
-    is in, and since when."""
+    """Any thread may ``send``; the main thread waits with ``expect``. When the stage is to end, ``stopped`` says why,
+    and the main thread is told where it waits: by ``expect``, or by a message among those of its peers. ``executing``
+    is written by the main thread: the step it is in, and since when."""
 
     def __init__(self, launch: Launch, context: zmq.Context[Any]) -> None:
         super().__init__(name="control", daemon=True)
         self.executing: tuple[int, float] | None = None
-        self.stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.stopped: StoppedError | None = None
         self._launch = launch
         self._context = context
@@ -86,6 +85,8 @@ class ControlLink(threading.Thread):
         self._deadline: float | None = None
         """When the process ends whatever the main thread does."""
         self._done = False
+        self._stopper: Outbound | None = None
+        """Made once the stage has data sockets, or will have them before it looks up again."""
         self._heard_at: float | None = None
         """When the engine last spoke; ``None`` before it did."""
         self._failed_handshakes = 0
@@ -207,6 +208,10 @@ class ControlLink(threading.Thread):
                 code = EXIT_FAILED if message.final else EXIT_LOST
                 self._end_with(StoppedError(code, f"the engine refused this stage: {message.reason}"))
             else:
+                if isinstance(message, Setup):
+                    stopping = data_socket(self._context, zmq.PUSH)
+                    stopping.connect(STOP_ADDRESS)
+                    self._stopper = Outbound(stopping, message.token)
                 self._inbox.put(message)
 
     def _take_handshakes(self, socket: zmq.Socket[Any], handshakes: HandshakeMonitor) -> None:
@@ -225,7 +230,8 @@ class ControlLink(threading.Thread):
             self.stopped = stopped
             self._deadline = time.monotonic() + GRACE_SECONDS
             self._inbox.put(stopped)
-            os.eventfd_write(self.stop_fd, 1)
+            if self._stopper is not None:
+                self._stopper.send(Kind.STOP, b"")
 
     def _end_process(self, code: int) -> None:
         if os.getppid() != self._launch.parent_pid and os.getpgrp() == os.getpid():

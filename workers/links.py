@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import zmq
 
@@ -14,16 +14,15 @@ logger = logging.getLogger(__name__)
 # Plain numbers, and frame by frame below: behind a forward nothing of pyzmq is in the caches, and a flag's class or a
 # ``send_multipart`` costs 10 to 20 microseconds there, which the next stage waits for.
 _NOW, _NOW_AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+STOP_ADDRESS = "inproc://stop"
+"""Where a stage's side thread reaches the thread that waits for messages."""
 _WARN_FIRST = 5
 """Messages of strangers that are logged; more of them are counted."""
 
 
-class Received(NamedTuple):
-    """One message of a peer. The memory is the message's own and stays as long as a buffer is referred to."""
-
-    kind: Kind
-    buffers: list[memoryview]
-    """Without the header."""
+Received = tuple[Kind, list[memoryview]]
+"""One message of a peer: what it is, and its frames without the header. The memory is the message's own and stays as
+long as a buffer is referred to."""
 
 
 def data_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[Any]:
@@ -49,35 +48,36 @@ class Inbound:
         self._next = dict.fromkeys(senders, 0)
         self._num_strangers = 0
 
-    def receive(self) -> Received | None:
-        """The next message, waiting for none; ``None`` where there is none, or it was a stranger's.
+    def receive(self, *, wait: bool = False) -> Received | None:
+        """The next message; ``None`` where what came was a stranger's, or nothing is there and is not to be waited for.
 
         Raises ``PeerError`` for what a peer should not have sent.
         """
         try:
-            frame = self.socket.recv(_NOW, copy=False)
+            frame = self.socket.recv(0 if wait else _NOW, copy=False)
             buffers = [frame.buffer]
             while frame.more:
                 frame = self.socket.recv(_NOW, copy=False)
                 buffers.append(frame.buffer)
         except zmq.Again:
             return None
+        first = buffers[0]
         try:
-            header = unpack_header(buffers[0])
+            token, kind, number = unpack_header(first)
         except WireError as error:
             self._drop(str(error))
             return None
-        if header.token != self._token:
+        if token != self._token:
             self._drop("a wrong token")
             return None
-        sender = self._senders.get(header.kind)
-        if sender is None:
-            raise PeerError(None, f"a {header.kind.name} message, which does not belong here")
-        if header.number != self._next[header.kind]:
-            raise PeerError(sender, f"{header.kind.name} {header.number} follows {self._next[header.kind] - 1}")
-        self._next[header.kind] += 1
-        buffers[0] = buffers[0][HEADER_BYTES:]
-        return Received(header.kind, buffers)
+        due = self._next.get(kind)
+        if due is None:
+            raise PeerError(None, f"a {kind.name} message, which does not belong here")
+        if number != due:
+            raise PeerError(self._senders[kind], f"{kind.name} {number} follows {due - 1}")
+        self._next[kind] = due + 1
+        buffers[0] = first[HEADER_BYTES:]
+        return kind, buffers
 
     def sender(self, kind: Kind) -> int:
         return self._senders[kind]

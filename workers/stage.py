@@ -122,7 +122,8 @@ class Stage:
         if plan.feeds_from is None:
             return True
         assert self._feeds_back, f"step {plan.step} was made ahead of its tokens, which nobody feeds here"
-        return not any(step <= plan.feeds_from for step in self._unfed)
+        oldest = next(iter(self._unfed), None)  # steps come in order
+        return oldest is None or oldest > plan.feeds_from
 
     def feed(self, step: int, tokens: Sequence[int]) -> None:
         """What the last stage sampled in a step; nothing where the step failed. For the first stage of several. Raises

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from .control import Launch, Setup
-from .links import Inbound, Outbound, data_socket
+from .links import STOP_ADDRESS, Inbound, Outbound, data_socket
 from .pipeline_key import PipelineKey, ZapThread
 from .wire import Kind
 
@@ -23,6 +23,7 @@ class StageSockets:
         self._token = setup.token
         self._key = None if launch.key is None else PipelineKey(*launch.key)
         socket = data_socket(context, zmq.PULL)
+        socket.bind(STOP_ADDRESS)
         self.addresses: list[str] = []
         if setup.inbound is not None:
             socket.bind(setup.inbound)
@@ -33,7 +34,7 @@ class StageSockets:
             self._key.secure(socket, server=True)
             self.addresses.append(bind_tcp(socket, launch.host or host_towards(launch.control)))
         last = setup.num_stages - 1
-        senders = dict.fromkeys((Kind.PLAN, Kind.PROBE), setup.index - 1)
+        senders = {Kind.PLAN: setup.index - 1, Kind.PROBE: setup.index - 1, Kind.STOP: setup.index}
         if setup.index == 0 and setup.config.scheduler.schedule_ahead and last > 0:
             senders[Kind.FED] = senders[Kind.RING] = last
         self.inbound = Inbound(socket, self._token, senders)

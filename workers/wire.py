@@ -11,6 +11,7 @@ msgspec, sizes and ranges here, against ``PlanBounds``. What does not hold up ra
     FED     header, Fed
     PROBE   header, out or back: tries the links before the first plan
     RING    header: the probe on its way from the last stage to the first
+    STOP    header: within a stage's process, from its side thread to the one that waits for all of these
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -53,37 +54,30 @@ class Kind(IntEnum):
     FED = 3
     PROBE = 4
     RING = 5
-
-
-class Header(NamedTuple):
-    """What each message between stages begins with."""
-
-    token: bytes
-    """Of the epoch: who does not know it is a stranger."""
-    kind: Kind
-    number: int
-    """Of the message on its link, from 0: what is lost is noticed by the next one."""
+    STOP = 6
 
 
 # Quicker than the class finds them.
 _KINDS = {int(kind): kind for kind in Kind}
 _HEADER = struct.Struct(f"<{TOKEN_BYTES}sBQ")
+"""What each message between stages begins with: the token of its epoch, which no stranger knows; what it is; its number
+on its link, from 0, by which a lost one is noticed."""
 HEADER_BYTES = _HEADER.size
 
 
 def pack_header(token: bytes, kind: Kind, number: int) -> bytes:
-    """A ``Header`` as it travels."""
+    """The beginning of a message's first frame."""
     return _HEADER.pack(token, kind, number)
 
 
-def unpack_header(frame: Buffer) -> Header:
-    """Raises ``WireError``."""
+def unpack_header(frame: Buffer) -> tuple[bytes, Kind, int]:
+    """Token, kind and number. Raises ``WireError``."""
     if len(frame) < HEADER_BYTES:
         raise WireError(f"{len(frame)} bytes, where a header alone is {HEADER_BYTES}")
     token, kind, number = _HEADER.unpack_from(frame)
     if kind not in _KINDS:
         raise WireError(f"a message of unknown kind {kind}")
-    return Header(token, _KINDS[kind], number)
+    return token, _KINDS[kind], number
 
 
 @dataclass(frozen=True, slots=True)

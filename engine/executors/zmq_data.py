@@ -78,11 +78,12 @@ class Results:
         received = self._inbound.receive()
         if received is None:
             return None
-        if len(received.buffers) != 1:
-            raise WireError(f"{len(received.buffers)} frames where one is due")
-        if received.kind is Kind.PROBE:
+        kind, buffers = received
+        if len(buffers) != 1:
+            raise WireError(f"{len(buffers)} frames where one is due")
+        if kind is Kind.PROBE:
             return Kind.PROBE
-        result = decode_result(received.buffers[0])
+        result = decode_result(buffers[0])
         self._check(result)
         return result
 

@@ -17,7 +17,6 @@ from llm_engine.core.step import RequestStart, StepPlan, StepResult, TokenLogpro
 from llm_engine.workers import wire
 from llm_engine.workers.wire import (
     Fed,
-    Header,
     Kind,
     OutputHead,
     PlanBounds,
@@ -164,7 +163,7 @@ def test_fed_tokens_and_output_heads_arrive_as_they_were() -> None:
     assert decode_fed(encode_fed(fed), BOUNDS) == fed
     head = OutputHead([(1.5, 2.5)], None, "torch", "bfloat16", (7, 64))
     assert decode_output_head(encode_output_head(head)) == head
-    header = Header(b"t" * wire.TOKEN_BYTES, Kind.FED, 2**63)
+    header = b"t" * wire.TOKEN_BYTES, Kind.FED, 2**63
     assert unpack_header(pack_header(*header) + b"and what follows it") == header
 
 
