@@ -13,6 +13,12 @@ from .links import Inbound, Outbound, PeerError
 from .stage import Stage, StageOutput
 from .tensors import describe_tensor, tensor_bytes, tensor_from
 from .wire import (
+    FED,
+    PLAN,
+    PROBE,
+    RESULT,
+    RING,
+    STOP,
     Fed,
     Kind,
     OutputHead,
@@ -63,7 +69,7 @@ class StageRunner:
             if received is None:
                 continue
             kind, buffers = received
-            if kind is Kind.STOP:
+            if kind is STOP:
                 return
             try:
                 self._take(kind, buffers)
@@ -75,16 +81,16 @@ class StageRunner:
                 self._execute(self._held.popleft())
 
     def _take(self, kind: Kind, buffers: list[memoryview]) -> None:
-        if kind is Kind.PLAN:
+        if kind is PLAN:
             self._held.append(self._work(buffers))
-        elif kind is Kind.FED:
+        elif kind is FED:
             fed = decode_fed(_only(buffers), self._bounds)
             try:
                 self._stage.feed(fed.step, fed.tokens)
             except (KeyError, IndexError, ValueError) as error:
                 raise WireError(f"{len(fed.tokens)} tokens of step {fed.step} are not what is awaited") from error
-        elif kind is Kind.RING:
-            self._outbound.send(Kind.PROBE, b"back")
+        elif kind is RING:
+            self._outbound.send(PROBE, b"back")
         else:
             self._pass_probe(bytes(_only(buffers)))
 
@@ -107,19 +113,19 @@ class StageRunner:
         output = self._stage.execute(work.plan, work.received)
         if isinstance(output, StepResult):
             if self._ring is not None:
-                self._ring.send(Kind.FED, encode_fed(Fed(output.step, output.tokens)))
-            self._outbound.send(Kind.RESULT, encode_result(output))
+                self._ring.send(FED, encode_fed(Fed(output.step, output.tokens)))
+            self._outbound.send(RESULT, encode_result(output))
             self._stage.catch_up()
         else:
-            self._outbound.send(Kind.PLAN, *work.frames, *_output_frames(output))
+            self._outbound.send(PLAN, *work.frames, *_output_frames(output))
         self._link.executing = None
 
     def _pass_probe(self, round: bytes) -> None:
         """A probe passes every link: where there is a ring it goes round once more before it ends at the engine."""
         if self._ring is not None and round == b"out":
-            self._ring.send(Kind.RING, b"")
+            self._ring.send(RING, b"")
         else:
-            self._outbound.send(Kind.PROBE, round)
+            self._outbound.send(PROBE, round)
 
 
 def _output_frames(output: StageOutput) -> list[Any]:
