@@ -28,15 +28,15 @@ def _cpu_model() -> str:
 
 
 class OtherWork:
-    """Cores that processes other than this one's children keep busy, from its making to ``cores()``."""
+    """Cores that processes other than this one and its children keep busy, from its making to ``cores()``."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter(), _busy_seconds(), _children_seconds()
+        self._start = time.perf_counter(), _busy_seconds(), _own_seconds()
 
     def cores(self) -> float:
         """Call it when the children have been waited for: only then is their time known."""
-        start, busy, children = self._start
-        others = (_busy_seconds() - busy) - (_children_seconds() - children)
+        start, busy, own = self._start
+        others = (_busy_seconds() - busy) - (_own_seconds() - own)
         return max(others, 0.0) / (time.perf_counter() - start)
 
 
@@ -46,6 +46,6 @@ def _busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _children_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _own_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

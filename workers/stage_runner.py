@@ -79,6 +79,7 @@ class StageRunner:
                 raise PeerError(self._inbound.sender(kind), str(error)) from error
             while self._held and self._stage.can_execute(self._held[0].plan):
                 self._execute(self._held.popleft())
+            del received, buffers  # not when the next one has come and is waited for
 
     def _take(self, kind: Kind, buffers: list[memoryview]) -> None:
         if kind is PLAN:

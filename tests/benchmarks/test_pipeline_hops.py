@@ -14,10 +14,13 @@ from benchmarks.pipeline_hops import FIGURES, LINKS, ROWS, STAGES, main, measure
 @pytest.mark.parametrize("executor", LINKS)
 def test_a_step_is_divided_into_hops_and_stages(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(pipeline_hops._VARIABLE, "0")  # so that it is put back
-    found = measure(executor, 8, 3, 20)
-    assert set(FIGURES) <= set(found)
-    assert all(found[name] > 0 for name in FIGURES)
-    assert [len(found[name]) for name in ("hops_p50_us", "steps_p50_us")] == [2, 3]
+    measured = measure(executor, 8, 20)
+    assert tuple(measured) == STAGES
+    for stages, found in measured.items():
+        assert set(FIGURES) <= set(found)
+        assert all(found[name] > 0 for name in FIGURES)
+        assert [len(found[name]) for name in ("hops_p50_us", "steps_p50_us")] == [stages - 1, stages]
+    found = measured[3]
     assert min(*found["hops_p50_us"], *found["steps_p50_us"]) > 0
     assert sum(found["steps_p50_us"]) < found["way_p50_us"]
     assert found["hop_p50_us"] <= found["hop_p99_us"]
