@@ -89,7 +89,8 @@ class Allocate(Message):
     next_address: str
     """Where its output goes."""
     first_address: str | None
-    """Where the last stage feeds sampled tokens to; ``None`` for every other stage, and where nothing is fed."""
+    """Where the last stage feeds sampled tokens to; ``None`` for every other stage, and where nothing is fed or both
+    have a ``Launch.ring``."""
 
 
 class Ready(Message):
@@ -189,4 +190,6 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Folder of the checkpoint, where it is not the engine's."""
     cpus: list[int] | None = None
     num_threads: int | None = None
+    ring: int | None = None
+    """Descriptor of its end of the ring, which it inherits; the first and the last stage may have one."""
     log_level: int = 30

@@ -42,6 +42,7 @@ from .control import (
 from .handshakes import HandshakeMonitor
 from .links import STOP_ADDRESS, Outbound, PeerError, data_socket
 from .pipeline_key import PipelineKey
+from .ring import Ring
 from .wire import WIRE_VERSION, Kind, WireError
 
 EXIT_DONE = 0
@@ -70,15 +71,16 @@ class StoppedError(Exception):
 
 class ControlLink(threading.Thread):
     """Any thread may ``send``; the main thread waits with ``expect``. When the stage is to end, ``stopped`` says why,
-    and the main thread is told where it waits: by ``expect``, or by a message among those of its peers. ``executing``
-    is written by the main thread: the step it is in, and since when."""
+    and the main thread is told where it waits: by ``expect``, by the ring's cut, or by a message among those of its
+    peers. ``executing`` is written by the main thread: the step it is in, and since when."""
 
-    def __init__(self, launch: Launch, context: zmq.Context[Any]) -> None:
+    def __init__(self, launch: Launch, context: zmq.Context[Any], ring: Ring | None = None) -> None:
         super().__init__(name="control", daemon=True)
         self.executing: tuple[int, float] | None = None
         self.stopped: StoppedError | None = None
         self._launch = launch
         self._context = context
+        self._ring = ring
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._outbox: SimpleQueue[Message] = SimpleQueue()
         self._inbox: SimpleQueue[Setup | Allocate | StoppedError] = SimpleQueue()
@@ -232,6 +234,8 @@ class ControlLink(threading.Thread):
             self._inbox.put(stopped)
             if self._stopper is not None:
                 self._stopper.send(Kind.STOP, b"")
+            if self._ring is not None:
+                self._ring.cut()
 
     def _end_process(self, code: int) -> None:
         if os.getppid() != self._launch.parent_pid and os.getpgrp() == os.getpid():

@@ -21,6 +21,7 @@ from ..core.heap import freeze_heap
 from .control import FIRST_WORDS, Allocate, Launch, Loaded, Progress, Ready, Setup
 from .control_link import EXIT_DONE, EXIT_FAILED, EXIT_LOST, ControlLink, LogToEngine, StoppedError
 from .model_engine import Progress as OnProgress
+from .ring import Ring
 from .stage import Stage
 from .stage_model import imported, make_model_engine, memory_name
 from .stage_runner import StageRunner
@@ -46,7 +47,8 @@ def run_process() -> None:
     context.socket(zmq.PULL).close(0)  # starts its I/O thread, which on the stage's own cores would wait for a forward
     if launch.cpus:
         os.sched_setaffinity(0, launch.cpus)  # before torch: the threads it starts inherit it
-    link = ControlLink(launch, context)
+    ring = None if launch.ring is None else Ring(launch.ring)
+    link = ControlLink(launch, context, ring)
     logging.basicConfig(handlers=[LogToEngine(link)], level=launch.log_level, format="%(message)s")
     if launch.remote:
         here = logging.StreamHandler()
@@ -55,7 +57,7 @@ def run_process() -> None:
     link.start()
     _pass_on_first_words()
     try:
-        run(launch, link, context)
+        run(launch, link, context, ring)
         assert link.stopped is not None
         code, reason = link.stopped.exit_code, str(link.stopped)
     except StoppedError as stopped:
@@ -71,7 +73,7 @@ def run_process() -> None:
     os._exit(code)
 
 
-def run(launch: Launch, link: ControlLink, context: zmq.Context[Any]) -> None:
+def run(launch: Launch, link: ControlLink, context: zmq.Context[Any], ring: Ring | None) -> None:
     """From the settings to the last plan. Raises ``StoppedError``, or why it cannot serve at all."""
     setup: Setup = link.expect(Setup)
     sockets = StageSockets(launch, setup, context)
@@ -98,8 +100,8 @@ def run(launch: Launch, link: ControlLink, context: zmq.Context[Any]) -> None:
             info.hidden_size,
         )
         outbound = sockets.connected(pool.next_address)
-        ring = None if pool.first_address is None else sockets.connected(pool.first_address)
-        runner = StageRunner(stage, sockets.inbound, outbound, ring, bounds, link)
+        far_ring = None if pool.first_address is None else sockets.connected(pool.first_address)
+        runner = StageRunner(stage, sockets.inbound, outbound, ring, far_ring, bounds, link)
         freeze_heap()
         link.send(Ready())
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from ..core.step import StepPlan, StepResult
 from .control_link import ControlLink
 from .links import Inbound, Outbound, PeerError
+from .ring import Ring
 from .stage import Stage, StageOutput
 from .tensors import describe_tensor, tensor_bytes, tensor_from
 from .wire import (
@@ -44,7 +45,8 @@ class _Work:
 class StageRunner:
     """Runs one stage on what its inbound socket brings.
 
-    ``ring`` is the last stage's way back to the first, where sampled tokens are fed; ``None`` for every other stage.
+    By ``ring`` the last stage feeds sampled tokens to the first, or by ``far_ring`` where one of them is elsewhere: then
+    they come to the first stage's inbound socket. Both are ``None`` for every other stage.
     """
 
     def __init__(
@@ -52,48 +54,66 @@ class StageRunner:
         stage: Stage,
         inbound: Inbound,
         outbound: Outbound,
-        ring: Outbound | None,
+        ring: Ring | None,
+        far_ring: Outbound | None,
         bounds: PlanBounds,
         link: ControlLink,
     ) -> None:
-        self._stage, self._inbound, self._outbound, self._ring = stage, inbound, outbound, ring
+        self._stage, self._inbound, self._outbound = stage, inbound, outbound
+        self._ring, self._far_ring = ring, far_ring
         self._bounds, self._link = bounds, link
         self._held: deque[_Work] = deque()
         """Plans made ahead of tokens that have not been fed yet, and those behind them."""
 
     def serve(self) -> None:
         """Until the stage is told to stop. Raises for what no stage can go on after."""
-        while True:
-            # In the socket itself, not in a poller beside it: that takes longer to wake up, and the next stage waits.
-            received = self._inbound.receive(wait=True)
-            if received is None:
-                continue
-            kind, buffers = received
-            if kind is STOP:
-                return
-            try:
-                self._take(kind, buffers)
-            except PeerError:
-                raise
-            except WireError as error:
-                raise PeerError(self._inbound.sender(kind), str(error)) from error
+        while self._take_next():
             while self._held and self._stage.can_execute(self._held[0].plan):
                 self._execute(self._held.popleft())
-            del received, buffers  # not when the next one has come and is waited for
+
+    def _take_next(self) -> bool:
+        """Wait for something, and enter it; false when the stage is to stop."""
+        ring = self._ring
+        if ring is not None and not self._stage.is_last:
+            # A plan that is held waits for tokens and nothing else. Where none is, tokens are taken before others wait.
+            while (frame := ring.receive(wait=bool(self._held))) is not None:
+                try:
+                    self._feed(frame)
+                except WireError as error:
+                    raise PeerError(self._inbound.sender(FED), str(error)) from error
+                if self._held:
+                    return True
+        # In the socket itself, not in a poller beside it: that takes longer to wake up, and the next stage waits.
+        received = self._inbound.receive(wait=True)
+        if received is None:
+            return True
+        kind, buffers = received
+        if kind is STOP:
+            return False
+        try:
+            self._take(kind, buffers)
+        except PeerError:
+            raise
+        except WireError as error:
+            raise PeerError(self._inbound.sender(kind), str(error)) from error
+        return True
 
     def _take(self, kind: Kind, buffers: list[memoryview]) -> None:
         if kind is PLAN:
             self._held.append(self._work(buffers))
         elif kind is FED:
-            fed = decode_fed(_only(buffers), self._bounds)
-            try:
-                self._stage.feed(fed.step, fed.tokens)
-            except (KeyError, IndexError, ValueError) as error:
-                raise WireError(f"{len(fed.tokens)} tokens of step {fed.step} are not what is awaited") from error
+            self._feed(_only(buffers))
         elif kind is RING:
             self._outbound.send(PROBE, b"back")
         else:
             self._pass_probe(bytes(_only(buffers)))
+
+    def _feed(self, frame: memoryview) -> None:
+        fed = decode_fed(frame, self._bounds)
+        try:
+            self._stage.feed(fed.step, fed.tokens)
+        except (KeyError, IndexError, ValueError) as error:
+            raise WireError(f"{len(fed.tokens)} tokens of step {fed.step} are not what is awaited") from error
 
     def _work(self, buffers: list[memoryview]) -> _Work:
         if len(buffers) != (2 if self._stage.index == 0 else 4):
@@ -114,17 +134,19 @@ class StageRunner:
         output = self._stage.execute(work.plan, work.received)
         if isinstance(output, StepResult):
             if self._ring is not None:
-                self._ring.send(FED, encode_fed(Fed(output.step, output.tokens)))
-            self._outbound.send(RESULT, encode_result(output))
+                self._ring.send(encode_fed(Fed(output.step, output.tokens)))
+            elif self._far_ring is not None:
+                self._far_ring.send(FED, encode_fed(Fed(output.step, output.tokens)))
             self._stage.catch_up()
+            self._outbound.send(RESULT, encode_result(output))
         else:
             self._outbound.send(PLAN, *work.frames, *_output_frames(output))
         self._link.executing = None
 
     def _pass_probe(self, round: bytes) -> None:
-        """A probe passes every link: where there is a ring it goes round once more before it ends at the engine."""
-        if self._ring is not None and round == b"out":
-            self._ring.send(RING, b"")
+        """A probe passes every link: over a ring of sockets it goes round once more before it ends at the engine."""
+        if self._far_ring is not None and round == b"out":
+            self._far_ring.send(RING, b"")
         else:
             self._outbound.send(PROBE, round)
 

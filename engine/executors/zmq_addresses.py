@@ -77,6 +77,11 @@ class Links:
             return [self.last]
         return [receiver - 1, self.last] if receiver == 0 and self.feeds_back else [receiver - 1]
 
+    @property
+    def ring_is_local(self) -> bool:
+        """Whether the last stage feeds the first on one and the same host."""
+        return self.feeds_back and not self.over_tcp(self.last, 0)
+
     def over_tcp(self, sender: int, receiver: int) -> bool:
         return sender in self._remote or receiver in self._remote
 

@@ -72,6 +72,8 @@ class Bringup:
         self.in_flight: deque[InFlight] = deque()
         self.sender: PlanSender | None = None
         """Set once the first stage can be sent to."""
+        self.has_ring = False
+        """Whether the last stage reaches the first by a ``Ring``."""
         self.probed_at: float | None = None
         """When the probe was sent."""
         self._settings = settings
@@ -138,7 +140,8 @@ class Bringup:
         for stage in self._stages:
             is_last = stage.index == self._links.last
             following = ENGINE if is_last else stage.index + 1
-            first = self._address(stage.index, 0) if is_last and self._links.feeds_back else None
+            feeds_far = is_last and self._links.feeds_back and not self.has_ring
+            first = self._address(stage.index, 0) if feeds_far else None
             stage.say(
                 Allocate(self._num_blocks, self._settings.block_size, self._address(stage.index, following), first)
             )

@@ -12,8 +12,8 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from ...workers.control import (
     Ready,
 )
 from ...workers.links import Inbound, data_socket
+from ...workers.ring import ring_ends
 from ...workers.stage_sockets import bind_tcp
 from ...workers.wire import TOKEN_BYTES, Kind, WireError
 from .base import ExecutorInfo
@@ -52,6 +53,8 @@ LOST_SECONDS = 10.0
 """Nobody computes and a step is not back: it got lost between two stages."""
 PROBE_SECONDS = 20.0
 """Links that have not come about by then never will: something between two hosts lets nothing through."""
+_QUEUES_A_STAGE = 4
+"""More than a scheduler has."""
 _AWAY_SECONDS = 1.0
 """Longer between two looks, and the stages' silence is not theirs."""
 
@@ -114,9 +117,11 @@ class StageGroup:
         try:
             self._local.socket.bind(self._folder.address("control"))
             addresses += self._bind_results(links)
-            for stage in self.stages:
-                if stage.index not in settings.remote:
-                    stage.process = StageProcess(self._launch(stage.index, token))
+            with self._ring(links) as ring:
+                self._bringup.has_ring = bool(ring)
+                for stage in self.stages:
+                    if stage.index not in settings.remote:
+                        stage.process = StageProcess(self._launch(stage.index, token, ring.get(stage.index)))
         except BaseException:
             self.begin_end()
             self.end(GRACE_SECONDS + 1.0)
@@ -280,7 +285,17 @@ class StageGroup:
             addresses.append(bind_tcp(socket, self._door.host))
         return addresses
 
-    def _launch(self, index: int, token: bytes) -> Launch:
+    @contextmanager
+    def _ring(self, links: Links) -> Iterator[dict[int, int]]:
+        """The descriptors that the first and the last stage inherit, where they do."""
+        scheduler = self._settings.config.scheduler
+        # A request is in flight twice at most, and a token takes five bytes at most.
+        num_bytes = 2 * 5 * scheduler.max_num_seqs
+        num_messages = (scheduler.num_queues or 0) + _QUEUES_A_STAGE * (links.last + 1)
+        with ring_ends(num_bytes, num_messages) as ends:
+            yield dict(zip((0, links.last), ends, strict=True)) if ends is not None and links.ring_is_local else {}
+
+    def _launch(self, index: int, token: bytes, ring: int | None) -> Launch:
         settings = self._settings
         placement = settings.placements[index]
         return Launch(
@@ -292,6 +307,7 @@ class StageGroup:
             host=None if self._door is None else self._door.host,
             cpus=None if placement.cpus is None else sorted(placement.cpus),
             num_threads=placement.num_threads,
+            ring=ring,
             log_level=logging.getLogger("llm_engine").getEffectiveLevel(),
         )
 

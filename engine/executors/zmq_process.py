@@ -47,6 +47,7 @@ class StageProcess:
                 # Of its own, for Ctrl-C and for ``kill``. Not a session: the system may give each of those an equal
                 # share of a core (autogroup), and then the engine's threads go before a stage whose tokens have come.
                 process_group=0,
+                pass_fds=() if launch.ring is None else (launch.ring,),
             )
         except BaseException:
             os.close(self._first_words)
