@@ -260,3 +260,16 @@ def test_long_prompts_and_little_memory_keep_nobody_waiting(
     run = linear(1, num_kv_blocks=num_kv_blocks).run(fixed(60, input_len, output_len))
     assert run.num_failed == 0
     assert any(0 < step.num_decodes < step.num_tokens for step in run.steps[:4])
+
+
+@pytest.mark.parametrize("link", ["none", "lan-1g"])
+def test_fewer_requests_than_stages_are_computed_one_by_one(link: str) -> None:
+    """A micro-batch of 448 tokens is as quick as one of 256 on these devices, but the slow link makes it wait."""
+    setup = set_up(
+        SimulationConfig(model_shape="mixtral-8x7b", hardware="a100-40g", stages=8, link=link),
+        EngineConfig.of(scheduler="balanced"),
+        arrivals=fixed(6, 256, 128),
+    )
+    run = setup.simulator().run(setup.arrivals)
+    prompts = [step.num_tokens for step in run.steps if not step.num_decodes]
+    assert prompts == [256] * 6
