@@ -81,7 +81,8 @@ class BalancedMicroBatch(MicroBatch):
         decode_tokens = len(rows) * step.limits.tokens_per_decode
         target = min(largest, max(spread, decode_tokens + step.limits.chunk_unit))
         take_decodes(step, rows, capacity)
-        if work.num_decodes + work.num_prompts <= table.num_stages and work.prompt_tokens <= work.num_prompts * target:
+        few = work.num_decodes + work.num_prompts <= table.num_stages
+        if table.num_stages > 1 and few and work.prompt_tokens <= work.num_prompts * target:
             # Each decodes in a queue of its own anyhow: a step for each costs little, and no link carries two at once.
             step.rows_left = min(step.rows_left, 1)
         room = (target - decode_tokens) * work.mean_worth
