@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..core.views import RequestView, TableView
+from ..core.views import TableView
 from .limits import Limits
 from .outstanding import Outstanding
 from .traffic import Traffic
@@ -19,8 +19,8 @@ _FIXED_SHARE = 0.25
 class BatchSize:
     """Small micro-batches fill and drain the pipeline sooner and go evenly beside those of decodes alone; large ones
     pay less for what every step costs. Which matters more depends on whether prompts come as a burst or as a trickle.
-    One stage has no pipeline to fill: with memory for all of a burst and no decode that would wait for it, the token
-    budget alone says how large a step is.
+    One stage has no pipeline to fill: with memory for all of a burst and no decode in its steps, the token budget alone
+    says how large they are.
 
     A *burst* of R tokens in micro-batches of T costs ``(R / T + stages - 1)`` steps of ``fixed + T``: least at
     ``T = sqrt(fixed * R / (stages - 1))``. The largest of a burst sets what draining it costs, so T never falls until
@@ -34,26 +34,19 @@ class BatchSize:
     leave together.
     """
 
-    def __init__(self) -> None:
-        self._traffic = Traffic()
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
         self._burst = 0.0
         """Tokens a micro-batch of the burst has for prompts, history counted."""
 
-    def added(self, request: RequestView) -> None:
-        self._traffic.added(request)
-
-    def ended(self, request_id: int) -> None:
-        self._traffic.ended(request_id)
-
-    def largest(self, table: TableView, work: Outstanding, limits: Limits, num_queues: int) -> int:
-        """Most tokens a micro-batch should have, decodes included, with the work in ``num_queues`` queues.
-
-        Takes note of the burst it sees.
+    def largest(self, table: TableView, work: Outstanding, limits: Limits, num_queues: int, riding: int) -> int:
+        """Most tokens a micro-batch should have, decodes included, with the work in ``num_queues`` queues and
+        ``riding`` of its decodes beside the prompts. Takes note of the burst it sees.
         """
         if not work.prompt_tokens:
             self._burst = 0.0
             return limits.max_num_batched_tokens
-        timing, stages, rows = table.timing, table.num_stages, work.num_decodes / num_queues
+        timing, stages, rows = table.timing, table.num_stages, riding / num_queues
         knee, usual = timing.knee, timing.usual_knee
         size = float(limits.max_num_batched_tokens)
         if stages > 1 or rows or work.crowded:

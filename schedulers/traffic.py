@@ -35,9 +35,10 @@ class Traffic:
 
     def due(self, num_decodes: float, prompt_tokens: float) -> float:
         """Prompt tokens a step for ``num_decodes`` to be followed by as many when they end, and for ``prompt_tokens``
-        more to be computed meanwhile.
+        more to be computed meanwhile."""
+        return (num_decodes * self._prompt + prompt_tokens) / self.answer
 
-        Answers are taken to be as long as those that ended; until one has, as long as they may get.
-        """
-        answer = max(1.0, self._answered if self._num_ended else self._allowed)
-        return (num_decodes * self._prompt + prompt_tokens) / answer
+    @property
+    def answer(self) -> float:
+        """Tokens, as many as those had that ended; until one has, as many as they may get."""
+        return max(1.0, self._answered if self._num_ended else self._allowed)

@@ -10,8 +10,10 @@ from ..batch_size import BatchSize
 from ..chunking import ChunkingOptions, take_prompts
 from ..filling import Turns, runnable_decodes, take_decodes
 from ..outstanding import outstanding
+from ..prompts_first import PromptsFirst
 from ..queue_count import QueueCount
 from ..scheduling_pass import SchedulingPass
+from ..traffic import Traffic
 
 
 class BalancedMicroBatch(MicroBatch):
@@ -20,8 +22,9 @@ class BalancedMicroBatch(MicroBatch):
     1. how many queues are in use (``QueueCount``): what steps cost decides;
     2. who decodes in which: a queue that comes home with more than its share hands the rest to the shortest ones;
     3. how large a micro-batch is (``BatchSize``): its share of what is outstanding, and no more than pays;
-    4. who is in it: the queue's decodes, then prompts in progress by admission, then the waiting by the ordering, in
-       chunks that shrink as what lies before them grows, so that micro-batches take equal time.
+    4. who is in it: the queue's decodes, unless they wait for the burst they came with (``PromptsFirst``), then prompts
+       in progress by admission, then the waiting by the ordering, in chunks that shrink as what lies before them grows,
+       so that micro-batches take equal time.
 
     Sources: the rule of vLLM PR #19873 (outstanding tokens / stages), bound late and split; SGLang's chunks by fitted
     cost.
@@ -33,7 +36,9 @@ class BalancedMicroBatch(MicroBatch):
         self._chunking = (options or ChunkingOptions()).chunking
         self._turns = Turns()
         self._queues = QueueCount()
-        self._size = BatchSize()
+        self._traffic = Traffic()
+        self._size = BatchSize(self._traffic)
+        self._prompts_first = PromptsFirst(self._traffic)
 
     def num_queues(self, num_stages: int) -> int:
         return 2 * num_stages if num_stages > 1 else 1
@@ -58,7 +63,9 @@ class BalancedMicroBatch(MicroBatch):
         table, queue = step.table, step.queue
         price = table.timing.history_price
         work = outstanding(step, waiting, capacity, price)
-        largest = self._size.largest(table, work, step.limits, self._queues.count or table.num_stages)
+        prompts_first = self._prompts_first.apply(step, work)
+        riding = 0 if prompts_first else work.num_decodes
+        largest = self._size.largest(table, work, step.limits, self._queues.count or table.num_stages, riding)
         in_use = self._queues.choose(table, work, largest)
         share = -(-work.num_decodes // in_use) if queue.index < in_use else 0
         if len(queue) > share + share // 32:
@@ -67,21 +74,28 @@ class BalancedMicroBatch(MicroBatch):
             self._level(step, in_use, share)
         if queue.index >= in_use:
             return
-        rows = self._turns.take(step, runnable_decodes(step))
+        rows = [] if prompts_first else self._turns.take(step, runnable_decodes(step))
         spread = -(-work.num_tokens // in_use)
         if not len(rows):
             spread = max(spread, int(table.timing.knee))  # a step of its own has room up to the knee
         decode_tokens = len(rows) * step.limits.tokens_per_decode
         target = min(largest, max(spread, decode_tokens + step.limits.chunk_unit))
         take_decodes(step, rows, capacity)
+        few = work.num_decodes + work.num_prompts <= table.num_stages
+        if table.num_stages > 1 and few and work.prompt_tokens <= work.num_prompts * target:
+            # Each decodes in a queue of its own anyhow: a step for each costs little, and no link carries two at once.
+            step.rows_left = min(step.rows_left, 1)
         room = (target - decode_tokens) * work.mean_worth
         take_prompts(step, waiting, capacity, self._chunking, room=room, price=price)
+        self._prompts_first.computed(sum(step.plan.chunk_tokens))
+        if prompts_first and not step.plan.chunk_ids:  # they find no place after all
+            take_decodes(step, self._turns.take(step, runnable_decodes(step)), capacity)
 
     def added(self, request: RequestView) -> None:
-        self._size.added(request)
+        self._traffic.added(request)
 
     def ended(self, request_id: int) -> None:
-        self._size.ended(request_id)
+        self._traffic.ended(request_id)
 
     @staticmethod
     def _level(step: SchedulingPass, in_use: int, share: int) -> None:

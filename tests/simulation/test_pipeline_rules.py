@@ -243,3 +243,33 @@ def test_everybody_at_once_on_one_stage_is_as_fast_as_greedy() -> None:
     arrivals = fixed(40, 100, 30)
     balanced, greedy = linear(1).run(arrivals), linear(1, scheduler="greedy").run(arrivals)
     assert balanced.makespan <= greedy.makespan * 1.001
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_the_decodes_of_a_burst_wait_until_all_of_it_is_computed(num_stages: int) -> None:
+    run = linear(num_stages).run(fixed(60, 128, 128))
+    last_prompt = max(index for index, step in enumerate(run.steps) if step.num_decodes < step.num_tokens)
+    assert last_prompt >= 3, "more than a step of each stage"
+    assert not any(step.num_decodes for step in run.steps[: last_prompt - 1]), "the last ones do not fill a step"
+
+
+@pytest.mark.parametrize(("input_len", "output_len", "num_kv_blocks"), [(512, 64, 100_000), (128, 128, 600)])
+def test_long_prompts_and_little_memory_keep_nobody_waiting(
+    input_len: int, output_len: int, num_kv_blocks: int
+) -> None:
+    run = linear(1, num_kv_blocks=num_kv_blocks).run(fixed(60, input_len, output_len))
+    assert run.num_failed == 0
+    assert any(0 < step.num_decodes < step.num_tokens for step in run.steps[:4])
+
+
+@pytest.mark.parametrize("link", ["none", "lan-1g"])
+def test_fewer_requests_than_stages_are_computed_one_by_one(link: str) -> None:
+    """A micro-batch of 448 tokens is as quick as one of 256 on these devices, but the slow link makes it wait."""
+    setup = set_up(
+        SimulationConfig(model_shape="mixtral-8x7b", hardware="a100-40g", stages=8, link=link),
+        EngineConfig.of(scheduler="balanced"),
+        arrivals=fixed(6, 256, 128),
+    )
+    run = setup.simulator().run(setup.arrivals)
+    prompts = [step.num_tokens for step in run.steps if not step.num_decodes]
+    assert prompts == [256] * 6
