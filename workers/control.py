@@ -192,4 +192,6 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_threads: int | None = None
     ring: int | None = None
     """Descriptor of its end of the ring, which it inherits; the first and the last stage may have one."""
+    patient_io: bool = False
+    """Whether its thread for sockets interrupts nobody when it wakes."""
     log_level: int = 30

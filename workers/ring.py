@@ -1,22 +1,21 @@
 """The short way of sampled tokens from the last stage back to the first, where both are processes of one host.
 
-    with ring_ends(need) as ends:
-        ...  # start the two with a descriptor each
-
 A pair of sockets that the two inherit: nobody else can reach it, so there is nothing to find, to join or to prove. A
-message goes from one stage's thread to the other's. Over zmq it would pass a thread for sockets at either end, and these
-wake-ups took half of the time from the last stage's end to the first one's beginning.
+message goes from one stage's main thread to the other's. Over zmq it would pass a thread for sockets at either end, and
+these wake-ups took half of the time from the last stage's end to the first one's beginning.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 _NOW = int(socket.MSG_DONTWAIT)  # a plain number: see ``links``
-_ROOM_A_MESSAGE = 2048
-"""Bytes that the system counts for a message beside what is in it, and more."""
+_TOKEN_BYTES = 5
+"""Of a token as it travels, at most."""
+_MESSAGE_BYTES = 2048
+"""What the system counts for a message beside its content, and more."""
 
 
 class Ring:
@@ -28,11 +27,10 @@ class Ring:
         self._buffer = memoryview(bytearray(_room(self._socket)))
 
     def send(self, frame: bytes) -> None:
-        """Hand a message over. There is room for all that can be under way (``ring_ends``), so this waits for nobody."""
-        try:
+        """Hand a message over. There is room for all that can be under way (``ring_ends``): it waits for nobody."""
+        # The other stage has ended, or this one is to; the engine knows.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.send(frame)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the other stage has ended, or this one is to; the engine knows
 
     def receive(self, *, wait: bool) -> memoryview | None:
         """The next message, valid until the next call. ``None`` where there is none and none is to be waited for, and
@@ -45,21 +43,22 @@ class Ring:
 
     def cut(self) -> None:
         """Whoever waits at either end waits no longer. Callable twice."""
-        try:
+        with contextlib.suppress(OSError):  # the other end was closed
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it is
+
+    def close(self) -> None:
+        self._socket.close()
 
 
-@contextmanager
-def ring_ends(num_bytes: int, num_messages: int) -> Iterator[tuple[int, int] | None]:
-    """Descriptors of the two ends, closed in the end: who inherits one has it for itself. ``None`` where the system does
-    not hold so many messages, of so many bytes together, that nobody has taken yet."""
+@contextlib.contextmanager
+def ring_ends(max_num_seqs: int, num_queues: int) -> Iterator[tuple[int, ...]]:
+    """Descriptors of the two ends, for whoever inherits them; closed in the end. None where the system does not hold as
+    many messages as may be under way: a plan for each queue and one more, with each request twice at most."""
     first, last = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with first, last:
-        # Twice the bytes: the system counts the memory it takes for them, in powers of two.
-        has_room = 2 * num_bytes + _ROOM_A_MESSAGE * num_messages <= _room(last)
-        yield (first.fileno(), last.fileno()) if has_room else None
+        # Twice the bytes: the system counts the memory that they take, which comes in powers of two.
+        needed = 2 * (2 * max_num_seqs * _TOKEN_BYTES) + (num_queues + 1) * _MESSAGE_BYTES
+        yield (first.fileno(), last.fileno()) if needed <= _room(last) else ()
 
 
 def _room(end: socket.socket) -> int:

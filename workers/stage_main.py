@@ -44,7 +44,7 @@ def run_process() -> None:
     if os.getppid() != launch.parent_pid:
         os._exit(EXIT_DONE)  # it died before the system was asked to tell
     context: zmq.Context[Any] = zmq.Context()
-    context.socket(zmq.PULL).close(0)  # starts its I/O thread, which on the stage's own cores would wait for a forward
+    _start_io(context, launch)
     if launch.cpus:
         os.sched_setaffinity(0, launch.cpus)  # before torch: the threads it starts inherit it
     ring = None if launch.ring is None else Ring(launch.ring)
@@ -111,6 +111,19 @@ def run(launch: Launch, link: ControlLink, context: zmq.Context[Any], ring: Ring
             raise StoppedError(EXIT_LOST, f"{type(error).__name__}: {error}") from error
     finally:
         stage.release()
+
+
+def _start_io(context: zmq.Context[Any], launch: Launch) -> None:
+    """Start the thread for sockets, before this one is pinned: on the stage's own cores it would wait for a forward."""
+    policy = os.sched_getscheduler(0)
+    is_patient = launch.patient_io and policy == os.SCHED_OTHER
+    with contextlib.suppress(OSError):  # a sandbox may know no policies
+        if is_patient:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # which the thread inherits
+    context.socket(zmq.PULL).close(0)
+    with contextlib.suppress(OSError):
+        if is_patient:
+            os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def _pass_on_first_words() -> None:

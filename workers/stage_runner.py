@@ -45,8 +45,8 @@ class _Work:
 class StageRunner:
     """Runs one stage on what its inbound socket brings.
 
-    By ``ring`` the last stage feeds sampled tokens to the first, or by ``far_ring`` where one of them is elsewhere: then
-    they come to the first stage's inbound socket. Both are ``None`` for every other stage.
+    By ``ring`` the last stage feeds sampled tokens to the first, or by ``far_ring`` where one of them is elsewhere:
+    then they come to the first stage's inbound socket. Both are ``None`` for every other stage.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class StageRunner:
                 self._ring.send(encode_fed(Fed(output.step, output.tokens)))
             elif self._far_ring is not None:
                 self._far_ring.send(FED, encode_fed(Fed(output.step, output.tokens)))
-            self._stage.catch_up()
+            self._stage.catch_up()  # meanwhile the first stage begins; the result may wake others on its CPU
             self._outbound.send(RESULT, encode_result(output))
         else:
             self._outbound.send(PLAN, *work.frames, *_output_frames(output))

@@ -12,8 +12,8 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ from .zmq_control import ControlSocket, Door
 from .zmq_data import PlanSender, Results, on_engines_clock
 from .zmq_process import StageProcess
 from .zmq_stage import StageRecord, combined_progress, error_of
+from .zmq_stages_first import stages_have_every_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ LOST_SECONDS = 10.0
 PROBE_SECONDS = 20.0
 """Links that have not come about by then never will: something between two hosts lets nothing through."""
 _QUEUES_A_STAGE = 4
-"""More than a scheduler has."""
+"""More than any scheduler here wants."""
 _AWAY_SECONDS = 1.0
 """Longer between two looks, and the stages' silence is not theirs."""
 
@@ -117,7 +118,10 @@ class StageGroup:
         try:
             self._local.socket.bind(self._folder.address("control"))
             addresses += self._bind_results(links)
-            with self._ring(links) as ring:
+            scheduler = settings.config.scheduler
+            num_queues = scheduler.num_queues or _QUEUES_A_STAGE * num_stages
+            with ring_ends(scheduler.max_num_seqs, num_queues) as ends:
+                ring = dict(zip((0, self._last), ends, strict=False)) if links.ring_is_local else {}
                 self._bringup.has_ring = bool(ring)
                 for stage in self.stages:
                     if stage.index not in settings.remote:
@@ -285,16 +289,6 @@ class StageGroup:
             addresses.append(bind_tcp(socket, self._door.host))
         return addresses
 
-    @contextmanager
-    def _ring(self, links: Links) -> Iterator[dict[int, int]]:
-        """The descriptors that the first and the last stage inherit, where they do."""
-        scheduler = self._settings.config.scheduler
-        # A request is in flight twice at most, and a token takes five bytes at most.
-        num_bytes = 2 * 5 * scheduler.max_num_seqs
-        num_messages = (scheduler.num_queues or 0) + _QUEUES_A_STAGE * (links.last + 1)
-        with ring_ends(num_bytes, num_messages) as ends:
-            yield dict(zip((0, links.last), ends, strict=True)) if ends is not None and links.ring_is_local else {}
-
     def _launch(self, index: int, token: bytes, ring: int | None) -> Launch:
         settings = self._settings
         placement = settings.placements[index]
@@ -308,6 +302,7 @@ class StageGroup:
             cpus=None if placement.cpus is None else sorted(placement.cpus),
             num_threads=placement.num_threads,
             ring=ring,
+            patient_io=ring is not None and index == self._last and stages_have_every_cpu(settings),
             log_level=logging.getLogger("llm_engine").getEffectiveLevel(),
         )
 

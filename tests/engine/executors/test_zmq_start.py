@@ -319,7 +319,9 @@ def test_strangers_at_the_sockets_are_dropped_while_stages_start(
         (inside,) = folder.iterdir()
         for name, kind in (("control", zmq.DEALER), ("results", zmq.PUSH), ("in-0", zmq.PUSH)):
             stranger = context.socket(kind)
+            stranger.set(zmq.IMMEDIATE, 1)
             stranger.connect(f"ipc://{inside}/{name}")
+            assert stranger.poll(int(SECONDS * 1000), zmq.POLLOUT), "connected, while the folder is there"
             for frames in ([b"garbage"], [b"0123456789abcdef", b"garbage"], [b"a", b"b", b"c", b"d"]):
                 stranger.send_multipart(frames)
             sockets.append(stranger)
@@ -368,12 +370,18 @@ def test_the_thread_of_an_engine_whose_every_cpu_has_a_stage_interrupts_none(
     first, *others = sorted(os.sched_getaffinity(0))
     cpus = ",".join(map(str, others)) if everywhere else str(first)
     policies: list[list[int]] = []
+    for_sockets: list[list[int]] = []
+
+    def io_thread(pid: int) -> int:
+        names = {int(task.name): (task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}
+        return next(thread for thread, name in names.items() if "IO" in name)
 
     def start() -> None:
         executor = toy_executor(stage_cpus=f"{first};{cpus}", schedule_ahead=ahead)
         try:
             executor.start()
             policies.append([os.sched_getscheduler(of) for of in (0, *stage_pids(executor))])
+            for_sockets.append([os.sched_getscheduler(io_thread(pid)) for pid in stage_pids(executor)])
             executor.restart(1)
             deadline = time.monotonic() + SECONDS
             while not isinstance(executor.collect(SECONDS), StagesUp) and time.monotonic() < deadline:
@@ -388,6 +396,7 @@ def test_the_thread_of_an_engine_whose_every_cpu_has_a_stage_interrupts_none(
     thread.join(SECONDS)
     patient = os.SCHED_BATCH if everywhere and ahead else os.SCHED_OTHER
     assert policies == [*2 * [[patient, os.SCHED_OTHER, os.SCHED_OTHER]], [os.SCHED_OTHER]]
+    assert for_sockets == [[os.SCHED_OTHER, patient]], "that of the last stage, which sends the results"
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")

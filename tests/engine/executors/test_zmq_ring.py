@@ -1,0 +1,61 @@
+"""How the first stage gets its tokens where all stages are processes of this host."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import psutil
+import pytest
+
+from llm_engine.core.step import StepPlan, StepResult
+from llm_engine.engine.executors.zmq_executor import ZmqExecutor
+from tests.plans import Planner
+from tests.toy_model_engine import expected_tokens
+from tests.toy_stages import tell_stages
+
+from .zmq_toys import SECONDS, stage_pids, toy_executor
+
+
+def ring_ends_of(pid: int) -> int:
+    sockets = psutil.Process(pid).net_connections("unix")
+    return sum(one.type == socket.SOCK_SEQPACKET for one in sockets)
+
+
+def run(executor: ZmqExecutor, planner: Planner, plan: StepPlan) -> None:
+    executor.push(plan)
+    result = executor.collect(SECONDS)
+    assert isinstance(result, StepResult), result
+    planner.enter(plan, result)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [
+        pytest.param({}, [1, 0, 1], id="ring"),
+        pytest.param({"max_num_seqs": 20_000}, [0, 0, 0], id="too-many-sequences"),
+        pytest.param({"schedule_ahead": False}, [0, 0, 0], id="not-ahead"),
+    ],
+)
+def test_the_first_and_the_last_stage_inherit_a_ring_where_it_has_room(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], ends: list[int]
+) -> None:
+    """Without one the tokens come over the sockets. Many prompts come before, whose tokens no plan goes on from."""
+    tell_stages(monkeypatch, 3)
+    executor = toy_executor(3, **settings)
+    here = ring_ends_of(os.getpid())
+    try:
+        ahead = executor.start().feeds_back
+        assert [ring_ends_of(pid) for pid in stage_pids(executor)] == ends
+        assert ring_ends_of(os.getpid()) == here
+        planner = Planner()
+        for turn in range(40):
+            request = planner.add([3, 1, 4, turn])
+            run(executor, planner, planner.plan({request.request_id: 4}))
+            if turn < 39:
+                planner.finish(request)
+        made_ahead = planner.step - 1 if ahead else None
+        run(executor, planner, planner.plan({request.request_id: 1}, feeds_from=made_ahead))
+        assert request.outputs == expected_tokens([3, 1, 4, 39], 2)
+    finally:
+        executor.shutdown()
