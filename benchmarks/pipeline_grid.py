@@ -124,7 +124,7 @@ def ratios(verdicts: Sequence[dict[str, Any]], budget: int, key: str) -> list[fl
 
 def holds(verdicts: Sequence[dict[str, Any]]) -> bool:
     """Whether it is within 5 % of the best greedy budget in nine of ten cells and nowhere 15 % behind it, and nowhere
-    behind the published rule."""
+    behind the published rule by more than two that are level differ."""
     found = [ratios(verdicts, budget, "to_best") for budget in COMPARED]
     near = all(share(values, WITHIN) >= 0.9 and max(values) <= NEVER for values in found)
     return near and all(max(ratios(verdicts, budget, "to_rule")) <= LEVEL for budget in COMPARED)

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Iterator
 
 _NOW = int(socket.MSG_DONTWAIT)  # a plain number: see ``links``
-_TOKEN_BYTES = 5
-"""Of a token as it travels, at most."""
-_MESSAGE_BYTES = 2048
+_BYTES_A_TOKEN = 5
+"""At most, as it travels."""
+_BYTES_A_MESSAGE = 2048
 """What the system counts for a message beside its content, and more."""
 
 
@@ -27,10 +27,11 @@ class Ring:
         self._buffer = memoryview(bytearray(_room(self._socket)))
 
     def send(self, frame: bytes) -> None:
-        """Hand a message over. There is room for all that can be under way (``ring_ends``): it waits for nobody."""
+        """Hand a message over. Waits for nobody: there is room for all that can be under way (``ring_ends``). Raises
+        ``BlockingIOError`` where more is than was said."""
         # The other stage has ended, or this one is to; the engine knows.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._socket.send(frame)
+            self._socket.send(frame, _NOW)
 
     def receive(self, *, wait: bool) -> memoryview | None:
         """The next message, valid until the next call. ``None`` where there is none and none is to be waited for, and
@@ -46,19 +47,18 @@ class Ring:
         with contextlib.suppress(OSError):  # the other end was closed
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        self._socket.close()
-
 
 @contextlib.contextmanager
-def ring_ends(max_num_seqs: int, num_queues: int) -> Iterator[tuple[int, ...]]:
-    """Descriptors of the two ends, for whoever inherits them; closed in the end. None where the system does not hold as
-    many messages as may be under way: a plan for each queue and one more, with each request twice at most."""
+def ring_ends(max_num_seqs: int, num_queues: int) -> Iterator[tuple[int, int] | None]:
+    """Descriptors of the two ends, for whoever inherits them; closed in the end. ``None`` where the system holds less
+    than may be under way: a plan for each queue and one more, each request in two of them at most."""
+    # Twice the bytes: the system counts the memory that they take, which comes in powers of two.
+    needed = 2 * (2 * max_num_seqs * _BYTES_A_TOKEN) + (num_queues + 1) * _BYTES_A_MESSAGE
     first, last = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with first, last:
-        # Twice the bytes: the system counts the memory that they take, which comes in powers of two.
-        needed = 2 * (2 * max_num_seqs * _TOKEN_BYTES) + (num_queues + 1) * _MESSAGE_BYTES
-        yield (first.fileno(), last.fileno()) if needed <= _room(last) else ()
+        for end in (first, last):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max(needed, _room(end)) // 2)  # which is then doubled
+        yield (first.fileno(), last.fileno()) if needed <= _room(last) else None
 
 
 def _room(end: socket.socket) -> int:

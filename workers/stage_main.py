@@ -115,15 +115,13 @@ def run(launch: Launch, link: ControlLink, context: zmq.Context[Any], ring: Ring
 
 def _start_io(context: zmq.Context[Any], launch: Launch) -> None:
     """Start the thread for sockets, before this one is pinned: on the stage's own cores it would wait for a forward."""
-    policy = os.sched_getscheduler(0)
-    is_patient = launch.patient_io and policy == os.SCHED_OTHER
-    with contextlib.suppress(OSError):  # a sandbox may know no policies
-        if is_patient:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # which the thread inherits
-    context.socket(zmq.PULL).close(0)
-    with contextlib.suppress(OSError):
-        if is_patient:
-            os.sched_setscheduler(0, policy, os.sched_param(0))
+    with contextlib.ExitStack() as before:
+        if launch.patient_io:
+            with contextlib.suppress(OSError):  # a sandbox may know no policies
+                if os.sched_getscheduler(0) == os.SCHED_OTHER:
+                    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # which the thread inherits
+                    before.callback(os.sched_setscheduler, 0, os.SCHED_OTHER, os.sched_param(0))
+        context.socket(zmq.PULL).close(0)
 
 
 def _pass_on_first_words() -> None:

@@ -77,10 +77,7 @@ class StageRunner:
         if ring is not None and not self._stage.is_last:
             # A plan that is held waits for tokens and nothing else. Where none is, tokens are taken before others wait.
             while (frame := ring.receive(wait=bool(self._held))) is not None:
-                try:
-                    self._feed(frame)
-                except WireError as error:
-                    raise PeerError(self._inbound.sender(FED), str(error)) from error
+                self._feed(frame)
                 if self._held:
                     return True
         # In the socket itself, not in a poller beside it: that takes longer to wake up, and the next stage waits.
@@ -88,7 +85,7 @@ class StageRunner:
         if received is None:
             return True
         kind, buffers = received
-        if kind is STOP:
+        if kind is STOP and self._link.stopped is not None:
             return False
         try:
             self._take(kind, buffers)
@@ -105,15 +102,20 @@ class StageRunner:
             self._feed(_only(buffers))
         elif kind is RING:
             self._outbound.send(PROBE, b"back")
-        else:
+        elif kind is PROBE:
             self._pass_probe(bytes(_only(buffers)))
+        else:
+            raise WireError(f"a {kind.name} message, and nobody stops this stage")
 
     def _feed(self, frame: memoryview) -> None:
-        fed = decode_fed(frame, self._bounds)
         try:
-            self._stage.feed(fed.step, fed.tokens)
-        except (KeyError, IndexError, ValueError) as error:
-            raise WireError(f"{len(fed.tokens)} tokens of step {fed.step} are not what is awaited") from error
+            fed = decode_fed(frame, self._bounds)
+            try:
+                self._stage.feed(fed.step, fed.tokens)
+            except (KeyError, IndexError, ValueError) as error:
+                raise WireError(f"{len(fed.tokens)} tokens of step {fed.step} are not what is awaited") from error
+        except WireError as error:
+            raise PeerError(self._inbound.sender(FED), str(error)) from error
 
     def _work(self, buffers: list[memoryview]) -> _Work:
         if len(buffers) != (2 if self._stage.index == 0 else 4):

@@ -72,8 +72,6 @@ class Bringup:
         self.in_flight: deque[InFlight] = deque()
         self.sender: PlanSender | None = None
         """Set once the first stage can be sent to."""
-        self.has_ring = False
-        """Whether the last stage reaches the first by a ``Ring``."""
         self.probed_at: float | None = None
         """When the probe was sent."""
         self._settings = settings
@@ -140,7 +138,8 @@ class Bringup:
         for stage in self._stages:
             is_last = stage.index == self._links.last
             following = ENGINE if is_last else stage.index + 1
-            feeds_far = is_last and self._links.feeds_back and not self.has_ring
+            has_ring = stage.process is not None and stage.process.has_ring
+            feeds_far = is_last and self._links.feeds_back and not has_ring
             first = self._address(stage.index, 0) if feeds_far else None
             stage.say(
                 Allocate(self._num_blocks, self._settings.block_size, self._address(stage.index, following), first)

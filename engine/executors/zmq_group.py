@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,12 +120,12 @@ class StageGroup:
             addresses += self._bind_results(links)
             scheduler = settings.config.scheduler
             num_queues = scheduler.num_queues or _QUEUES_A_STAGE * num_stages
-            with ring_ends(scheduler.max_num_seqs, num_queues) as ends:
-                ring = dict(zip((0, self._last), ends, strict=False)) if links.ring_is_local else {}
-                self._bringup.has_ring = bool(ring)
+            ring = ring_ends(scheduler.max_num_seqs, num_queues) if links.ring_is_local else nullcontext()
+            with ring as ends:
+                inherited = {} if ends is None else dict(zip((0, self._last), ends, strict=True))
                 for stage in self.stages:
                     if stage.index not in settings.remote:
-                        stage.process = StageProcess(self._launch(stage.index, token, ring.get(stage.index)))
+                        stage.process = StageProcess(self._launch(stage.index, token, inherited.get(stage.index)))
         except BaseException:
             self.begin_end()
             self.end(GRACE_SECONDS + 1.0)
@@ -302,6 +302,7 @@ class StageGroup:
             cpus=None if placement.cpus is None else sorted(placement.cpus),
             num_threads=placement.num_threads,
             ring=ring,
+            # Without a ring the first stage's tokens leave by that thread, too.
             patient_io=ring is not None and index == self._last and stages_have_every_cpu(settings),
             log_level=logging.getLogger("llm_engine").getEffectiveLevel(),
         )

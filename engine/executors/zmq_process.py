@@ -26,6 +26,7 @@ class StageProcess:
 
     def __init__(self, launch: Launch) -> None:
         self.index = launch.index
+        self.has_ring = launch.ring is not None
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())}
         threads = {} if launch.num_threads is None else {"OMP_NUM_THREADS": str(launch.num_threads)}
         environment |= {name: value for name, value in threads.items() if name not in os.environ}

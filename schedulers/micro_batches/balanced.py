@@ -81,14 +81,17 @@ class BalancedMicroBatch(MicroBatch):
         decode_tokens = len(rows) * step.limits.tokens_per_decode
         target = min(largest, max(spread, decode_tokens + step.limits.chunk_unit))
         take_decodes(step, rows, capacity)
-        few = work.num_decodes + work.num_prompts <= table.num_stages
-        if table.num_stages > 1 and few and work.prompt_tokens <= work.num_prompts * target:
+        rows_left = step.rows_left
+        few = table.num_stages > 1 and work.num_decodes + work.num_prompts <= table.num_stages
+        if few and work.prompt_tokens <= work.num_prompts * target:
             # Each decodes in a queue of its own anyhow: a step for each costs little, and no link carries two at once.
-            step.rows_left = min(step.rows_left, 1)
+            step.rows_left = min(rows_left, 1)
         room = (target - decode_tokens) * work.mean_worth
         take_prompts(step, waiting, capacity, self._chunking, room=room, price=price)
-        self._prompts_first.computed(sum(step.plan.chunk_tokens))
-        if prompts_first and not step.plan.chunk_ids:  # they find no place after all
+        computed = sum(step.plan.chunk_tokens)
+        self._prompts_first.computed(computed)
+        if prompts_first and computed < (1 if few else table.timing.knee):  # they fill no step after all
+            step.rows_left = rows_left - len(step.plan.chunk_ids)
             take_decodes(step, self._turns.take(step, runnable_decodes(step)), capacity)
 
     def added(self, request: RequestView) -> None:

@@ -23,8 +23,8 @@ def work(prompt_tokens: int, num_decodes: int = 0, **settings: Any) -> Outstandi
 class Burst:
     """Twenty prompts of 100 tokens, and answers of ``answer``; blocks hold 4 tokens."""
 
-    def __init__(self, answer: int = 100, num_blocks: int = 2000) -> None:
-        self.books, traffic = Books(num_blocks=num_blocks), Traffic()
+    def __init__(self, answer: int = 100, num_blocks: int = 2000, ordering: str = "fcfs") -> None:
+        self.books, traffic = Books(num_blocks=num_blocks, parts={"ordering": ordering}), Traffic()
         traffic.added(self.books.waiting(100, max_tokens=answer))
         self.rule = PromptsFirst(traffic)
 
@@ -49,6 +49,31 @@ def test_who_comes_later_prolongs_the_wait_of_nobody() -> None:
     assert burst.apply(work(5000, num_decodes=10))
     burst.rule.computed(1000)
     assert not burst.apply(work(4000, num_decodes=20))
+
+
+def test_what_the_cache_had_or_has_ended_makes_nobody_wait_later() -> None:
+    """Half of the burst is never computed: who comes next finds it over."""
+    burst = Burst()
+    burst.apply(work(2000))
+    burst.rule.computed(1000)
+    assert not burst.apply(work(0, num_decodes=20))
+    assert not burst.apply(work(1000, num_decodes=20))
+
+
+def test_a_burst_that_shrinks_is_over_sooner() -> None:
+    burst = Burst()
+    burst.apply(work(2000))
+    burst.rule.computed(500)
+    assert burst.apply(work(300, num_decodes=5)), "1,200 tokens of it have gone"
+    burst.rule.computed(300)
+    assert not burst.apply(work(5000, num_decodes=8))
+
+
+@pytest.mark.parametrize(("ordering", "wait"), [("priority", False), ("deadline", False), ("fair", True)])
+def test_where_some_are_more_urgent_than_others_nobody_waits(ordering: str, wait: bool) -> None:
+    burst = Burst(ordering=ordering)
+    burst.apply(work(2000))
+    assert burst.apply(work(1000, num_decodes=10)) is wait
 
 
 def test_decodes_that_were_there_before_do_not_wait() -> None:
