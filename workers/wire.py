@@ -8,7 +8,7 @@ msgspec, sizes and ranges here, against ``PlanBounds``. What does not hold up ra
 
     PLAN    header, PlanHead | decode columns, int64 [4 or 3, R] | OutputHead | hidden     (two last: not to stage 0)
     RESULT  header, StepResult
-    FED     header, Fed
+    FED     header, Fed                                                     (over a ``Ring``: Fed alone)
     PROBE   header, out or back: tries the links before the first plan
     RING    header: the probe on its way from the last stage to the first
     STOP    header: within a stage's process, from its side thread to the one that waits for all of these

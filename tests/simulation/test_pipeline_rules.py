@@ -262,6 +262,14 @@ def test_long_prompts_and_little_memory_keep_nobody_waiting(
     assert any(0 < step.num_decodes < step.num_tokens for step in run.steps[:4])
 
 
+def test_prompts_that_fill_no_step_keep_nobody_waiting() -> None:
+    """The long ones go on by 16 tokens a step, beside which the short one decodes for nothing."""
+    run = linear(1, long_prefill_token_threshold=16).run([*fixed(1, 16, 600), *fixed(3, 512, 600)])
+    prompts = [step for step in run.steps[1:] if step.num_decodes < step.num_tokens]
+    assert len(prompts) > 20
+    assert all(step.num_decodes for step in prompts)
+
+
 @pytest.mark.parametrize("link", ["none", "lan-1g"])
 def test_fewer_requests_than_stages_are_computed_one_by_one(link: str) -> None:
     """A micro-batch of 448 tokens is as quick as one of 256 on these devices, but the slow link makes it wait."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from llm_engine.core.step import StepPlan, StepResult
 from llm_engine.engine.executors.zmq_executor import ZmqExecutor
+from llm_engine.workers.control_link import GRACE_SECONDS
 from tests.plans import Planner
 from tests.toy_model_engine import expected_tokens
-from tests.toy_stages import tell_stages
+from tests.toy_stages import ProcessGate, tell_stages
 
 from .zmq_toys import SECONDS, stage_pids, toy_executor
 
@@ -33,7 +36,7 @@ def run(executor: ZmqExecutor, planner: Planner, plan: StepPlan) -> None:
     ("settings", "ends"),
     [
         pytest.param({}, [1, 0, 1], id="ring"),
-        pytest.param({"max_num_seqs": 50_000}, [0, 0, 0], id="too-many-sequences"),
+        pytest.param({"num_queues": 100_000}, [0, 0, 0], id="no-room"),
         pytest.param({"schedule_ahead": False}, [0, 0, 0], id="not-ahead"),
     ],
 )
@@ -59,4 +62,32 @@ def test_the_first_and_the_last_stage_inherit_a_ring_where_it_has_room(
         run(executor, planner, planner.plan({request.request_id: 1}, feeds_from=made_ahead))
         assert request.outputs == expected_tokens([3, 1, 4, 499 % 97], 2)
     finally:
+        executor.shutdown()
+
+
+@pytest.mark.parametrize("holds_a_plan", [False, True])
+def test_a_first_stage_that_waits_ends_at_once_when_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, holds_a_plan: bool
+) -> None:
+    """For the next plan, or for the tokens that a plan goes on from: by itself, not since its time to end ran out."""
+    gate = ProcessGate(tmp_path)
+    tell_stages(monkeypatch, 2, {-1: gate})
+    executor = toy_executor(2)
+    try:
+        executor.start()
+        if holds_a_plan:
+            planner = Planner()
+            request = planner.add([3, 1, 4])
+            executor.push(planner.plan({request.request_id: 3}))
+            executor.push(planner.plan({request.request_id: 1}, feeds_from=0))
+            assert gate.waiting.acquire(timeout=SECONDS), "the last stage has not sampled the first token"
+        assert executor._group is not None
+        process = executor._group.stages[0].process
+        assert process is not None
+        began = time.monotonic()
+        process.ask_to_end()
+        assert process.wait(SECONDS)
+        assert (process.exit_code, time.monotonic() - began < GRACE_SECONDS) == (0, True)
+    finally:
+        gate.close()
         executor.shutdown()
