@@ -60,6 +60,7 @@ def with_its_fair_share_only(arrivals: Sequence[Arrival], run: SimulationRun) ->
     return [a for index, a in enumerate(arrivals) if a.tenant != GREEDY_TENANT or index in kept]
 
 
+@pytest.mark.slow
 def test_fair_a_tenant_that_asks_for_more_than_its_share_hardly_delays_the_others() -> None:
     """Against the load in which the greedy tenant asks for its fair share and no more. Of three seeds together, since a
     p99 of one is a single request or two."""
@@ -128,6 +129,7 @@ def interactive_beside_batch(seed: int) -> list[Arrival]:
     return arrivals
 
 
+@pytest.mark.slow
 def test_priority_the_top_class_hardly_notices_the_others() -> None:
     """Against the same requests of the top class on an engine that has nothing else to do. With 32 seats: what delays
     an urgent request is the micro-batches before it and the decodes beside it, and seats bound both."""
