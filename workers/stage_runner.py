@@ -45,8 +45,8 @@ class _Work:
 class StageRunner:
     """Runs one stage on what its inbound socket brings.
 
-    By ``ring`` the last stage feeds sampled tokens to the first, or by ``far_ring`` where one of them is elsewhere:
-    then they come to the first stage's inbound socket. Both are ``None`` for every other stage.
+    Sampled tokens go from the last stage to the first: by the ``ring`` that both have an end of, or else by
+    ``far_ring``, which only the last one has, to the first one's inbound socket. Other stages have neither.
     """
 
     def __init__(

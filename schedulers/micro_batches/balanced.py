@@ -90,7 +90,8 @@ class BalancedMicroBatch(MicroBatch):
         take_prompts(step, waiting, capacity, self._chunking, room=room, price=price)
         computed = sum(step.plan.chunk_tokens)
         self._prompts_first.computed(computed)
-        if prompts_first and computed < (1 if few else table.timing.knee):  # they fill no step after all
+        # They fill no step after all; where few go one by one, they need not.
+        if prompts_first and computed < (1 if few else table.timing.knee):
             step.rows_left = rows_left - len(step.plan.chunk_ids)
             take_decodes(step, self._turns.take(step, runnable_decodes(step)), capacity)
 

@@ -12,7 +12,6 @@ import pytest
 from llm_engine.workers.ring import Ring, ring_ends
 from llm_engine.workers.wire import Fed, encode_fed
 
-SECONDS = 10.0
 MANY = 4096
 """Sequences for which any Linux has room by its defaults."""
 
@@ -82,17 +81,13 @@ def test_sending_to_nobody_is_no_error(ends: tuple[Ring, Ring], by_cut: bool) ->
 def test_there_is_room_for_all_that_can_be_under_way(num_messages: int) -> None:
     """Nobody takes anything. Each sequence may be in two steps, and its token may be of the longest."""
     with pair(MANY, num_messages - 1) as (first, last):
-        fill(first, last, num_messages)
-
-
-def fill(first: Ring, last: Ring, num_messages: int) -> None:
-    tokens = [2**31 - 1] * (2 * MANY // num_messages)
-    frames = [encode_fed(Fed(step, tokens)) for step in range(num_messages)]
-    for frame in frames:
-        last.send(frame)
-    for frame in frames:
-        received = first.receive(wait=False)
-        assert received is not None and bytes(received) == frame, "whole"
+        tokens = [2**31 - 1] * (2 * MANY // num_messages)
+        frames = [encode_fed(Fed(step, tokens)) for step in range(num_messages)]
+        for frame in frames:
+            last.send(frame)
+        for frame in frames:
+            received = first.receive(wait=False)
+            assert received is not None and bytes(received) == frame, "whole"
 
 
 def test_more_than_that_is_refused_and_waits_for_nobody(ends: tuple[Ring, Ring]) -> None:
