@@ -18,6 +18,10 @@ _BYTES_A_MESSAGE = 2048
 """What the system counts for a message beside its content, and more."""
 
 
+class RingFullError(Exception):
+    """More was under way than ``ring_ends`` was told of."""
+
+
 class Ring:
     """One end of it. For the stage's main thread; any thread may ``cut`` it."""
 
@@ -28,10 +32,16 @@ class Ring:
 
     def send(self, frame: bytes) -> None:
         """Hand a message over. Waits for nobody: there is room for all that can be under way (``ring_ends``). Raises
-        ``BlockingIOError`` where more is than was said."""
-        # The other stage has ended, or this one is to; the engine knows.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        ``RingFullError`` where more is than was said."""
+        try:
             self._socket.send(frame, _NOW)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the other stage has ended, or this one is to; the engine knows
+        except BlockingIOError:
+            raise RingFullError(
+                "sampled tokens of more plans are under way to the first stage than this pipeline has room for: set "
+                "num_queues to as many as the scheduler asks for"
+            ) from None
 
     def receive(self, *, wait: bool) -> memoryview | None:
         """The next message, valid until the next call. ``None`` where there is none and none is to be waited for, and

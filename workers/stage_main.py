@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from ..core.heap import freeze_heap
+from ..core.heap import freeze_heap, keep_freed_memory
 from .control import FIRST_WORDS, Allocate, Launch, Loaded, Progress, Ready, Setup
 from .control_link import EXIT_DONE, EXIT_FAILED, EXIT_LOST, ControlLink, LogToEngine, StoppedError
 from .model_engine import Progress as OnProgress
@@ -103,6 +103,7 @@ def run(launch: Launch, link: ControlLink, context: zmq.Context[Any], ring: Ring
         far_ring = None if pool.first_address is None else sockets.connected(pool.first_address)
         runner = StageRunner(stage, sockets.inbound, outbound, ring, far_ring, bounds, link)
         freeze_heap()
+        keep_freed_memory()
         link.send(Ready())
         try:
             runner.serve()

@@ -38,8 +38,9 @@ class TorchModelEngine:
 
     ``path`` is a local folder (``models.hub.resolve_model`` makes one of a hub name). ``layer_split`` gives the layers
     of each stage, or how to find them (``models.stages.choose_split``). ``device`` is a kind, or ``cuda:1``.
-    ``memory_utilization`` is the share of a GPU's memory for weights and pool. ``num_threads`` is what torch computes
-    with in the calling thread.
+    ``memory_utilization`` is the share of a GPU's memory for weights and pool. ``take_pool``: on the CPU, have the
+    system hand over all of the pool's memory at the start and not as it is written. ``num_threads`` is what torch
+    computes with in the calling thread.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TorchModelEngine:
         device: str = "auto",
         max_model_len: int | None = None,
         memory_utilization: float = 0.9,
+        take_pool: bool = False,
         num_threads: int | None = None,
     ) -> None:
         if dtype != "auto" and dtype not in _DTYPES:
@@ -63,6 +65,7 @@ class TorchModelEngine:
         self._dtype_name = dtype
         self._max_model_len = max_model_len
         self._memory_utilization = memory_utilization
+        self._take_pool = take_pool
         self._num_threads = num_threads
         self._decoder: Decoder | None = None
         self._dtype = torch.float32
@@ -115,7 +118,7 @@ class TorchModelEngine:
         assert self._decoder is not None, "load first"
         self._block_size = block_size
         with torch.inference_mode():
-            self._decoder.allocate(num_blocks * block_size, self._dtype, self._device)
+            self._decoder.allocate(num_blocks * block_size, self._dtype, self._device, take_all=self._take_pool)
         self._warm_up(self._decoder)
 
     @torch.inference_mode()

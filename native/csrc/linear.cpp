@@ -3,7 +3,8 @@
 //
 // For few rows of x the time is that of reading W, in one stream. For more rows the arithmetic counts: up to MAX_ROWS
 // rows share a pass with all their sums in registers, and a panel is taken in pieces that stay near while the next rows
-// use them. Sums run over k in one order, so a row's result has the same bits in any company.
+// use them and, between them, fetch the next piece. Sums run over k in one order, so a row's result has the same bits in
+// any company.
 #include <omp.h>
 
 #include <algorithm>
@@ -22,6 +23,7 @@ constexpr int MAX_ROWS = 12;                // 24 vectors of sums, of 32 registe
 constexpr int64_t PIECE_BYTES = 64 * 1024;  // of a panel; a few of them fit L2
 constexpr int64_t PARALLEL_WORK = 1 << 16;  // multiply-adds below which waking other threads costs more
 constexpr int FETCH_AHEAD = 512;            // bytes
+constexpr int LINE = 64;                    // bytes that memory sends together
 
 template <class T>
 constexpr int STEP = sizeof(T) == 4 ? 1 : 2;  // elements of k that one multiplication takes
@@ -54,34 +56,47 @@ inline void multiply(const bf16* w, const bf16* x, Sums* sums) {
 }
 #endif
 
+// Memory to fetch while something else is computed: `lines` from `from` on, at most one for a step of k.
+struct Fetch {
+    const char* from;
+    int64_t lines;
+};
+
 // acc [R][PANEL] gets (or, from the second piece on, gains) the products of `count` elements of k. x is packed:
-// for each step of k, the R rows' elements side by side. The first rows to use a piece fetch what lies ahead of it.
-template <class T, int R>
-void piece(const T* w, const T* x, int64_t count, bool is_first, bool fetch, float* acc) {
+// for each step of k, the R rows' elements side by side. Rows that have the weights to themselves (ALONE) fetch what
+// lies just ahead; where several blocks of rows use a piece, each fetches its share of the next one meanwhile.
+template <class T, int R, bool ALONE>
+void piece(const T* w, const T* x, int64_t count, bool is_first, Fetch next, float* acc) {
     Sums sums[R];
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++)
         for (int h = 0; h < 2; h++) sums[r][h] = is_first ? splat(0.0f) : load(acc + r * PANEL + h * W);
-    if (fetch) {
-        for (int64_t k = 0; k < count; k += STEP<T>) {
+    int64_t k = 0;
+    const int64_t fetching = ALONE ? count : std::min(count, next.lines * STEP<T>);
+    for (; k < fetching; k += STEP<T>) {
+        if (ALONE) {
             __builtin_prefetch((const char*)(w + k * PANEL) + FETCH_AHEAD);
-            __builtin_prefetch((const char*)(w + k * PANEL) + FETCH_AHEAD + 64);
-            multiply<R>(w + k * PANEL, x + k * R, sums);
+            __builtin_prefetch((const char*)(w + k * PANEL) + FETCH_AHEAD + LINE);
+        } else {
+            __builtin_prefetch(next.from + k / STEP<T> * LINE, 0, 2);  // to L2
         }
-    } else {
-        for (int64_t k = 0; k < count; k += STEP<T>) multiply<R>(w + k * PANEL, x + k * R, sums);
+        multiply<R>(w + k * PANEL, x + k * R, sums);
     }
+    if (!ALONE)
+        for (; k < count; k += STEP<T>) multiply<R>(w + k * PANEL, x + k * R, sums);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++)
         for (int h = 0; h < 2; h++) store(acc + r * PANEL + h * W, sums[r][h]);
 }
 
 template <class T>
-using Piece = void (*)(const T*, const T*, int64_t, bool, bool, float*);
-template <class T>
-constexpr Piece<T> PIECES[MAX_ROWS + 1] = {nullptr,      piece<T, 1>, piece<T, 2>,  piece<T, 3>,  piece<T, 4>,
-                                           piece<T, 5>,  piece<T, 6>, piece<T, 7>,  piece<T, 8>,  piece<T, 9>,
-                                           piece<T, 10>, piece<T, 11>, piece<T, 12>};
+using Piece = void (*)(const T*, const T*, int64_t, bool, Fetch, float*);
+template <class T, bool ALONE>
+constexpr Piece<T> PIECES[MAX_ROWS + 1] = {
+    nullptr,            piece<T, 1, ALONE>, piece<T, 2, ALONE>,  piece<T, 3, ALONE>,  piece<T, 4, ALONE>,
+    piece<T, 5, ALONE>, piece<T, 6, ALONE>, piece<T, 7, ALONE>,  piece<T, 8, ALONE>,  piece<T, 9, ALONE>,
+    piece<T, 10, ALONE>, piece<T, 11, ALONE>, piece<T, 12, ALONE>,
+};
 
 // Rows that go through a panel together: from .. to - 1.
 struct Block {
@@ -111,6 +126,7 @@ void linear(const T* x, const T* packed, const T* bias, T* out, int64_t rows, in
     const T* rows_packed = x;                                            // one row is packed as it is
     if (rows > 1) memory.resize(rows * k), rows_packed = memory.data();
     T* pack_to = memory.data();
+    const auto* pieces = blocks > 1 ? PIECES<T, false> : PIECES<T, true>;
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> acc(rows * PANEL);
@@ -128,13 +144,17 @@ void linear(const T* x, const T* packed, const T* bias, T* out, int64_t rows, in
         for (int64_t panel = 0; panel < panels; panel++) {
             const T* w = packed + panel * k * PANEL;
             const int64_t step = PIECE_BYTES / (PANEL * sizeof(T));
-            for (int64_t at = 0; at < k; at += step)
+            for (int64_t at = 0; at < k; at += step) {
+                const int64_t count = std::min(step, k - at);
+                const char* next = (const char*)(w + (at + count) * PANEL);
                 for (int64_t index = 0; index < blocks; index++) {
                     const Block block(index, blocks, rows);
-                    PIECES<T>[block.size()](w + at * PANEL, rows_packed + block.from * k + at * block.size(),
-                                            std::min(step, k - at), at == 0, index == 0,
-                                            acc.data() + block.from * PANEL);
+                    const Block lines(index, blocks, count * PANEL * sizeof(T) / LINE);
+                    pieces[block.size()](w + at * PANEL, rows_packed + block.from * k + at * block.size(), count,
+                                         at == 0, Fetch{next + lines.from * LINE, lines.size()},
+                                         acc.data() + block.from * PANEL);
                 }
+            }
             store_panel(acc.data(), bias, out, rows, n, panel * PANEL);
         }
     }

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from llm_engine.workers.ring import Ring, ring_ends
+from llm_engine.workers.ring import Ring, RingFullError, ring_ends
 from llm_engine.workers.wire import Fed, encode_fed
 
 MANY = 4096
@@ -92,7 +92,7 @@ def test_there_is_room_for_all_that_can_be_under_way(num_messages: int) -> None:
 
 def test_more_than_that_is_refused_and_waits_for_nobody(ends: tuple[Ring, Ring]) -> None:
     _, last = ends
-    with pytest.raises(BlockingIOError):
+    with pytest.raises(RingFullError, match="set num_queues"):
         send_many(last)
 
 
