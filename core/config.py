@@ -58,7 +58,8 @@ class CacheConfig:
     block_size: int | None = option(None, "tokens per block, a power of two; 16 on the CPU, 64 on CUDA when absent")
     num_kv_blocks: int | None = option(None, "blocks in the pool; sized from memory when absent")
     kv_cache_memory: int | None = option(
-        None, "bytes for the pool, where num_kv_blocks is absent; on the CPU all taken at the start"
+        None,
+        "bytes for the pool, where num_kv_blocks is absent; on the CPU its memory is taken at the start",
     )
     gpu_memory_utilization: float = option(
         0.9, "share of the device's memory for weights and pool on CUDA; on the CPU a quarter of what is free is taken"

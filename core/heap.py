@@ -6,8 +6,9 @@ import ctypes
 import gc
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
-_MOST = 2**31 - 1
-_GROWS_BY = 64 << 20
+_NEVER = -1
+_GROWTH = 64 << 20
+"""Bytes for which the allocator asks the system at a time: a few times per load, not per tensor."""
 
 
 def freeze_heap() -> None:
@@ -24,11 +25,12 @@ def keep_freed_memory() -> None:
     """Have the C library's allocator keep for the next step what a step frees, where it can be told to (glibc).
 
     Logits are tens of megabytes, made and freed at every step. Without this they go back to the system each time and
-    come again page by page, zeroed. To be called when weights and pool are there, which have memory of their own;
-    never in a process that is somebody else's: what they free would stay with it.
+    come again page by page, zeroed. For a process whose main thread computes: other threads allocate from arenas of
+    64 MB and map what is larger all the same. To be called when weights and pool are there: they were mapped, each by
+    itself, and so go back when they are freed. Never in a process that is somebody else's.
     """
     tell = getattr(ctypes.CDLL(None), "mallopt", None)
     if tell is not None:
         tell(_M_MMAP_MAX, 0)
-        tell(_M_TRIM_THRESHOLD, _MOST)
-        tell(_M_TOP_PAD, _GROWS_BY)
+        tell(_M_TRIM_THRESHOLD, _NEVER)
+        tell(_M_TOP_PAD, _GROWTH)

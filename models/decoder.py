@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -66,16 +67,16 @@ class Decoder:
         """Beginnings of the names of this stage's layers' weights."""
         return [f"{self.spec.names.layers}{index}." for index in range(self.stage.start, self.stage.end)]
 
-    def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device, *, take_all: bool = False) -> None:
+    def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device, *, prefault: bool = False) -> None:
         """Give each layer its keys and values: [num_slots, Hkv, D] each, zeros.
 
         On the CPU the system hands their memory over as it is written, and an idle pool costs nothing; with
-        ``take_all`` now, so that no step waits for it.
+        ``prefault`` now, so that no step waits for it.
         """
         shape = (num_slots, self.spec.num_kv_heads, self.spec.head_dim)
         for layer in self.layers:
-            layer.attention.k_cache = _zeros(shape, dtype, device, take_all)
-            layer.attention.v_cache = _zeros(shape, dtype, device, take_all)
+            layer.attention.k_cache = _zeros(shape, dtype, device, prefault)
+            layer.attention.v_cache = _zeros(shape, dtype, device, prefault)
 
     def forward(self, inputs: torch.Tensor, logit_rows: torch.Tensor, step: Step) -> torch.Tensor:
         """Token ids [T] on the first stage, else hidden states [T, H]. Returns hidden states [T, H], or on the last
@@ -93,13 +94,13 @@ class Decoder:
         return ops.logits(x, self.head, spec.final_soft_cap)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, take_all: bool) -> torch.Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, prefault: bool) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     count = torch.Size(shape).numel() * dtype.itemsize
     memory = np.zeros(count + _ALIGNMENT, np.uint8)
     prefer_large_pages(memory.ctypes.data, memory.nbytes)
-    if take_all:
-        memory.fill(0)
+    if prefault:
+        memory[:: mmap.PAGESIZE] = 0
     start = -memory.ctypes.data % _ALIGNMENT
     return torch.from_numpy(memory[start : start + count]).view(dtype).view(shape)

@@ -21,7 +21,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.workers.gthread import ThreadWorker
 
 from ..core.errors import ConfigError, EngineError
-from ..core.heap import freeze_heap, keep_freed_memory
+from ..core.heap import freeze_heap
 from ..core.version import __version__
 from .config import ServerConfig
 
@@ -128,7 +128,6 @@ class _Application(BaseApplication):
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
         app = make_app(self._llm, self._config, lambda: self._worker is not None and not self._worker.alive)
         freeze_heap()
-        keep_freed_memory()
         return app
 
     def _after_fork(self, arbiter: Arbiter, worker: _Worker) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.errors import ConfigError
+from ..core.errors import CapacityError, ConfigError
 from ..models.architectures import model_spec
 from ..models.attention import AttentionPlan
 from ..models.config import CheckpointConfig, read_config, stretched_length
@@ -38,9 +38,9 @@ class TorchModelEngine:
 
     ``path`` is a local folder (``models.hub.resolve_model`` makes one of a hub name). ``layer_split`` gives the layers
     of each stage, or how to find them (``models.stages.choose_split``). ``device`` is a kind, or ``cuda:1``.
-    ``memory_utilization`` is the share of a GPU's memory for weights and pool. ``take_pool``: on the CPU, have the
-    system hand over all of the pool's memory at the start and not as it is written. ``num_threads`` is what torch
-    computes with in the calling thread.
+    ``memory_utilization`` is the share of a GPU's memory for weights and pool. ``prefault_pool``: on the CPU, have
+    the system hand over the pool's memory at the start and not as it is written. ``num_threads`` is what torch computes
+    with in the calling thread.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TorchModelEngine:
         device: str = "auto",
         max_model_len: int | None = None,
         memory_utilization: float = 0.9,
-        take_pool: bool = False,
+        prefault_pool: bool = False,
         num_threads: int | None = None,
     ) -> None:
         if dtype != "auto" and dtype not in _DTYPES:
@@ -65,11 +65,12 @@ class TorchModelEngine:
         self._dtype_name = dtype
         self._max_model_len = max_model_len
         self._memory_utilization = memory_utilization
-        self._take_pool = take_pool
+        self._prefault_pool = prefault_pool
         self._num_threads = num_threads
         self._decoder: Decoder | None = None
         self._dtype = torch.float32
         self._block_size = 0
+        self._kv_bytes_per_token = 0
 
     def load(self, progress: Progress | None = None) -> ModelInfo:
         if self._num_threads is not None:
@@ -98,6 +99,7 @@ class TorchModelEngine:
             self._decoder = Decoder(spec, stage, ops, ropes, reader)
         checkpoint.close()
         return_freed_memory()
+        self._kv_bytes_per_token = 2 * spec.kv_size * self._dtype.itemsize * (stage.end - stage.start)
         return ModelInfo(
             architecture=spec.architecture,
             vocab_size=spec.vocab_size,
@@ -107,7 +109,7 @@ class TorchModelEngine:
             sliding_window=spec.sliding_window,
             num_layers=stage.end - stage.start,
             weight_bytes=reader.weight_bytes,
-            kv_bytes_per_token=2 * spec.kv_size * self._dtype.itemsize * (stage.end - stage.start),
+            kv_bytes_per_token=self._kv_bytes_per_token,
             free_memory_bytes=self._free_memory(),
             num_parameters=whole.num_parameters,
             hidden_size=spec.hidden_size,
@@ -116,9 +118,16 @@ class TorchModelEngine:
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
         assert self._decoder is not None, "load first"
+        if self._prefault_pool and self._device.type == "cpu":
+            needed, free = num_blocks * block_size * self._kv_bytes_per_token, available_memory()
+            if needed > free:  # the system would promise it, and kill whom it pleases when it is written
+                raise CapacityError(
+                    f"the KV cache of stage {self._stage} takes {needed} bytes and {free} are free: "
+                    "lower kv_cache_memory"
+                )
         self._block_size = block_size
         with torch.inference_mode():
-            self._decoder.allocate(num_blocks * block_size, self._dtype, self._device, take_all=self._take_pool)
+            self._decoder.allocate(num_blocks * block_size, self._dtype, self._device, prefault=self._prefault_pool)
         self._warm_up(self._decoder)
 
     @torch.inference_mode()

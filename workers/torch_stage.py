@@ -27,6 +27,6 @@ def make_torch_stage(
         device=device,
         max_model_len=config.model.max_model_len,
         memory_utilization=config.cache.gpu_memory_utilization,
-        take_pool=config.cache.kv_cache_memory is not None,
+        prefault_pool=config.cache.kv_cache_memory is not None,
         num_threads=num_threads,
     )

@@ -56,7 +56,7 @@ inline void multiply(const bf16* w, const bf16* x, Sums* sums) {
 }
 #endif
 
-// Memory to fetch while something else is computed: `lines` from `from` on, at most one for a step of k.
+// Memory to fetch while something else is computed: `lines` from `from` on. One for a step of k, the others are left.
 struct Fetch {
     const char* from;
     int64_t lines;
@@ -98,10 +98,10 @@ constexpr Piece<T> PIECES[MAX_ROWS + 1] = {
     piece<T, 10, ALONE>, piece<T, 11, ALONE>, piece<T, 12, ALONE>,
 };
 
-// Rows that go through a panel together: from .. to - 1.
-struct Block {
+// One of `parts` even parts of `count`: from .. to - 1.
+struct Part {
     int64_t from, to;
-    Block(int64_t index, int64_t blocks, int64_t rows) : from(rows * index / blocks), to(rows * (index + 1) / blocks) {}
+    Part(int64_t index, int64_t parts, int64_t count) : from(count * index / parts), to(count * (index + 1) / parts) {}
     int64_t size() const { return to - from; }
 };
 
@@ -122,18 +122,20 @@ void linear(const T* x, const T* packed, const T* bias, T* out, int64_t rows, in
     static thread_local std::vector<T> memory;
     const int64_t panels = (n + PANEL - 1) / PANEL, blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
     if (rows * n * k < PARALLEL_WORK) threads = 1;
-    const int64_t share = std::max<int64_t>(panels / (8 * threads), 1);  // neighbours: what is read stays one stream
-    const T* rows_packed = x;                                            // one row is packed as it is
+    // Neighbouring panels, so that what is read stays one stream.
+    const int64_t share = threads == 1 ? panels : std::max<int64_t>(panels / (8 * threads), 1);
+    const T* rows_packed = x;  // one row is packed as it is
     if (rows > 1) memory.resize(rows * k), rows_packed = memory.data();
     T* pack_to = memory.data();
-    const auto* pieces = blocks > 1 ? PIECES<T, false> : PIECES<T, true>;
+    const int64_t steps = (k + STEP<T> - 1) / STEP<T>, step_bytes = STEP<T> * PANEL * sizeof(T);
+    const int64_t pieces = std::max<int64_t>((steps * step_bytes + PIECE_BYTES - 1) / PIECE_BYTES, 1);
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> acc(rows * PANEL);
         if (rows > 1) {
 #pragma omp for schedule(static)
             for (int64_t index = 0; index < blocks; index++) {
-                const Block block(index, blocks, rows);
+                const Part block(index, blocks, rows);
                 T* to = pack_to + block.from * k;
                 for (int64_t i = 0; i < k; i += STEP<T>)
                     for (int64_t r = block.from; r < block.to; r++, to += STEP<T>)
@@ -143,16 +145,20 @@ void linear(const T* x, const T* packed, const T* bias, T* out, int64_t rows, in
 #pragma omp for schedule(dynamic, share)
         for (int64_t panel = 0; panel < panels; panel++) {
             const T* w = packed + panel * k * PANEL;
-            const int64_t step = PIECE_BYTES / (PANEL * sizeof(T));
-            for (int64_t at = 0; at < k; at += step) {
-                const int64_t count = std::min(step, k - at);
-                const char* next = (const char*)(w + (at + count) * PANEL);
+            for (int64_t at = 0; at < pieces; at++) {
+                const Part piece(at, pieces, steps);
+                const int64_t from = piece.from * STEP<T>, count = std::min(piece.to * STEP<T>, k) - from;
+                // Nobody has fetched a thread's first piece for it, and what follows its last is another's.
+                const bool leads = panel % share == 0 && at == 0;
+                const bool ends = (panel % share == share - 1 || panel == panels - 1) && at == pieces - 1;
+                const char* next = (const char*)(w + (from + count) * PANEL);
                 for (int64_t index = 0; index < blocks; index++) {
-                    const Block block(index, blocks, rows);
-                    const Block lines(index, blocks, count * PANEL * sizeof(T) / LINE);
-                    pieces[block.size()](w + at * PANEL, rows_packed + block.from * k + at * block.size(), count,
-                                         at == 0, Fetch{next + lines.from * LINE, lines.size()},
-                                         acc.data() + block.from * PANEL);
+                    const Part block(index, blocks, rows);
+                    const Part lines(index, blocks, ends ? 0 : piece.size() * step_bytes / LINE);
+                    const auto* pass = blocks == 1 || (leads && index == 0) ? PIECES<T, true> : PIECES<T, false>;
+                    pass[block.size()](w + from * PANEL, rows_packed + block.from * k + from * block.size(), count,
+                                       at == 0, Fetch{next + lines.from * LINE, lines.size()},
+                                       acc.data() + block.from * PANEL);
                 }
             }
             store_panel(acc.data(), bias, out, rows, n, panel * PANEL);

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from llm_engine.core.config import EngineConfig
+from llm_engine.core.errors import CapacityError
 from llm_engine.models.hub import DEMO_MODEL
 from llm_engine.workers.batch import StageBatch
 from llm_engine.workers.torch_model_engine import TorchModelEngine
+from llm_engine.workers.torch_stage import make_torch_stage
 
 
 class Failing(TorchModelEngine):
@@ -57,25 +60,52 @@ def test_memory_that_is_short_for_now_breaks_nothing(engine: Failing) -> None:
     engine.check_device()
 
 
-def resident_share(memory: torch.Tensor) -> float:
-    """Of the whole pages of a tensor, how many the system has handed over."""
-    begin = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    count = (memory.data_ptr() + memory.nbytes - begin) // mmap.PAGESIZE
+def resident_share(address: int, size: int) -> float:
+    """Of the whole pages of some memory, how many the system has handed over."""
+    begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    count = (address + size - begin) // mmap.PAGESIZE
     found = (ctypes.c_ubyte * count)()
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.mincore(ctypes.c_void_p(begin), ctypes.c_size_t(count * mmap.PAGESIZE), found) == 0
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(begin), ctypes.c_size_t(count * mmap.PAGESIZE), found) == 0
     return sum(page & 1 for page in found) / count
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mincore"), reason="the system does not say")
-@pytest.mark.parametrize(("take_pool", "share"), [(True, 1.0), (False, 0.0)])
-def test_the_pools_memory_comes_at_the_start_or_as_it_is_written(take_pool: bool, share: float) -> None:
-    made = TorchModelEngine(str(DEMO_MODEL), num_stages=2, device="cpu", take_pool=take_pool)
+def tells_what_is_resident() -> bool:
+    """Sandboxes say that all is."""
+    with mmap.mmap(-1, 64 * mmap.PAGESIZE) as memory:
+        view = ctypes.c_char.from_buffer(memory)
+        share = resident_share(ctypes.addressof(view), len(memory))
+        del view
+    return share == 0.0
+
+
+@pytest.mark.skipif(not tells_what_is_resident(), reason="the system does not say")
+@pytest.mark.parametrize(
+    ("cache", "share"),
+    [
+        ({"kv_cache_memory": 1 << 30}, 1.0),
+        ({"kv_cache_memory": 1 << 30, "num_kv_blocks": 6000}, 1.0),  # so it is when a stage starts anew
+        ({"num_kv_blocks": 6000}, 0.0),
+    ],
+)
+def test_a_pool_given_in_bytes_is_there_from_the_start(cache: dict[str, int], share: float) -> None:
+    config = EngineConfig.of(pipeline_parallel_size=2, **cache)
+    made = make_torch_stage(str(DEMO_MODEL), config, 0, on_cuda=False, num_threads=None)
+    try:
+        made.load()
+        made.allocate(6000, 16)
+        assert made._decoder is not None
+        for layer in made._decoder.layers:
+            for tensor in (layer.attention.k_cache, layer.attention.v_cache):
+                assert tensor.nbytes > 40 << 20  # the C library may have smaller ones at hand
+                assert resident_share(tensor.data_ptr(), tensor.nbytes) == pytest.approx(share, abs=0.2)
+    finally:
+        made.release()
+
+
+def test_a_pool_given_in_bytes_that_are_not_there_is_refused() -> None:
+    config = EngineConfig.of(pipeline_parallel_size=2, kv_cache_memory=1 << 50)
+    made = make_torch_stage(str(DEMO_MODEL), config, 1, on_cuda=False, num_threads=None)
     made.load()
-    made.allocate(6000, 16)
-    assert made._decoder is not None
-    for layer in made._decoder.layers:
-        for cache in (layer.attention.k_cache, layer.attention.v_cache):
-            assert cache.nbytes > 40 << 20  # the C library may have smaller ones at hand
-            assert resident_share(cache) == pytest.approx(share, abs=0.06)
+    with pytest.raises(CapacityError, match=r"KV cache of stage 1 takes \d{14,} bytes and \d+ are free.*kv_cache"):
+        made.allocate(1 << 34, 16)
     made.release()

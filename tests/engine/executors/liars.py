@@ -14,6 +14,7 @@ from llm_engine.core.step import StepResult
 from llm_engine.workers.batch import StageBatch
 from llm_engine.workers.links import Outbound
 from llm_engine.workers.wire import Kind, decode_output_head, decode_result, encode_output_head, encode_result
+from tests.freed_memory import pages_of_a_step
 from tests.toy_model_engine import OnForward
 
 _send = Outbound.send
@@ -107,6 +108,16 @@ def visit_little() -> OnForward:
 
     def hook(number: int, batch: StageBatch) -> None:
         assert gc.get_freeze_count() > 10_000
+
+    return hook
+
+
+def keep() -> OnForward:
+    """Refuses to compute where what a forward frees has to come from the system again."""
+
+    def hook(number: int, batch: StageBatch) -> None:
+        pages = pages_of_a_step()
+        assert number == 0 or pages < 1000, f"{pages} pages"
 
     return hook
 

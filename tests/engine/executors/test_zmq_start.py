@@ -3,6 +3,7 @@ left behind."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -152,6 +153,15 @@ def test_the_garbage_collector_of_a_stage_leaves_out_what_was_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell_stages(monkeypatch, 1, {0: ("tests.engine.executors.liars:visit_little",)})
+    executor = toy_executor(1)
+    executor.start()
+    check_tokens(executor)
+    executor.shutdown()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library takes no such wishes")
+def test_a_stage_keeps_the_memory_that_a_step_frees(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_stages(monkeypatch, 1, {0: ("tests.engine.executors.liars:keep",)})
     executor = toy_executor(1)
     executor.start()
     check_tokens(executor)
