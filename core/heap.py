@@ -26,8 +26,8 @@ def keep_freed_memory() -> None:
 
     Logits are tens of megabytes, made and freed at every step. Without this they go back to the system each time and
     come again page by page, zeroed. For a process whose main thread computes: other threads allocate from arenas of
-    64 MB and map what is larger all the same. To be called when weights and pool are there: they were mapped, each by
-    itself, and so go back when they are freed. Never in a process that is somebody else's.
+    64 MB and map what is larger all the same. To be called when weights and pool are there: the large ones were mapped,
+    each by itself, and so go back when they are freed. Never in a process that is somebody else's.
     """
     tell = getattr(ctypes.CDLL(None), "mallopt", None)
     if tell is not None:

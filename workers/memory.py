@@ -7,12 +7,17 @@ import os
 from pathlib import Path
 
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.current",
+        "/sys/fs/cgroup/memory.stat",
+        ("inactive_file", "active_file"),
+    ),
     (
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",
         "/sys/fs/cgroup/memory/memory.usage_in_bytes",
         "/sys/fs/cgroup/memory/memory.stat",
-        "total_inactive_file",
+        ("total_inactive_file", "total_active_file"),
     ),
 )
 
@@ -20,8 +25,8 @@ _CGROUPS = (
 def available_memory() -> int:
     """Bytes this process could take: what the machine has left, or its control group where that is less."""
     free = _machine()
-    for limit, usage, statistics, cache in _CGROUPS:
-        left = _group(limit, usage, statistics, cache)
+    for limit, usage, statistics, caches in _CGROUPS:
+        left = _group(limit, usage, statistics, caches)
         if left is not None:
             free = min(free, left)
     return max(free, 0)
@@ -47,8 +52,9 @@ def _machine() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _group(limit: str, usage: str, statistics: str, cache: str) -> int | None:
-    """What a control group has left, counting file pages it can drop; ``None`` where it sets no limit."""
+def _group(limit: str, usage: str, statistics: str, caches: tuple[str, ...]) -> int | None:
+    """What a control group has left, counting file pages it can drop: weights that were read just now are of the active
+    ones. ``None`` where it sets no limit."""
     try:
         ceiling = Path(limit).read_text().strip()
         if ceiling == "max" or int(ceiling) >= 1 << 60:
@@ -56,7 +62,7 @@ def _group(limit: str, usage: str, statistics: str, cache: str) -> int | None:
         used = int(Path(usage).read_text())
         for line in Path(statistics).read_text().splitlines():
             name, _, value = line.partition(" ")
-            if name == cache:
+            if name in caches:
                 used -= int(value)
         return int(ceiling) - used
     except (OSError, ValueError):

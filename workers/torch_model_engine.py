@@ -123,7 +123,7 @@ class TorchModelEngine:
             if needed > free:  # the system would promise it, and kill whom it pleases when it is written
                 raise CapacityError(
                     f"the KV cache of stage {self._stage} takes {needed} bytes and {free} are free: "
-                    "lower kv_cache_memory"
+                    "lower kv_cache_memory, or num_kv_blocks where that is set"
                 )
         self._block_size = block_size
         with torch.inference_mode():

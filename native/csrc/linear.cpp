@@ -123,7 +123,7 @@ void linear(const T* x, const T* packed, const T* bias, T* out, int64_t rows, in
     const int64_t panels = (n + PANEL - 1) / PANEL, blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
     if (rows * n * k < PARALLEL_WORK) threads = 1;
     // Neighbouring panels, so that what is read stays one stream.
-    const int64_t share = threads == 1 ? panels : std::max<int64_t>(panels / (8 * threads), 1);
+    const int64_t share = std::max<int64_t>(threads == 1 ? panels : panels / (8 * threads), 1);
     const T* rows_packed = x;  // one row is packed as it is
     if (rows > 1) memory.resize(rows * k), rows_packed = memory.data();
     T* pack_to = memory.data();

@@ -9,10 +9,11 @@ import pytest
 from llm_engine.workers import memory
 
 
-def group(folder: Path, limit: str, used: int, cache: int) -> tuple[str, str, str, str]:
-    for name, text in (("max", limit), ("current", str(used)), ("stat", f"anon 5\ninactive_file {cache}\n")):
+def group(folder: Path, limit: str, used: int, cache: int) -> tuple[str, str, str, tuple[str, ...]]:
+    statistics = f"anon 5\ninactive_file {cache // 4}\nactive_file {cache - cache // 4}\n"
+    for name, text in (("max", limit), ("current", str(used)), ("stat", statistics)):
         (folder / name).write_text(text)
-    return str(folder / "max"), str(folder / "current"), str(folder / "stat"), "inactive_file"
+    return str(folder / "max"), str(folder / "current"), str(folder / "stat"), ("inactive_file", "active_file")
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def group(folder: Path, limit: str, used: int, cache: int) -> tuple[str, str, st
 def test_the_control_group_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, used: int, cache: int, left: int | None
 ) -> None:
-    monkeypatch.setattr(memory, "_CGROUPS", (group(tmp_path, limit, used, cache), ("/no", "/such", "/files", "x")))
+    monkeypatch.setattr(memory, "_CGROUPS", (group(tmp_path, limit, used, cache), ("/no", "/such", "/files", ("x",))))
     monkeypatch.setattr(memory, "_machine", lambda: 9_000_000)
     assert memory.available_memory() == (9_000_000 if left is None else left)
 
