@@ -80,14 +80,13 @@ def tells_what_is_resident() -> bool:
 
 @pytest.mark.skipif(not tells_what_is_resident(), reason="the system does not say")
 @pytest.mark.parametrize(
-    ("cache", "share"),
+    "cache",
     [
-        ({"kv_cache_memory": 1 << 30}, 1.0),
-        ({"kv_cache_memory": 1 << 30, "num_kv_blocks": 6000}, 1.0),  # so it is when a stage starts anew
-        ({"num_kv_blocks": 6000}, 0.0),
+        {"kv_cache_memory": 1 << 30},
+        {"kv_cache_memory": 1 << 30, "num_kv_blocks": 6000},  # so it is when a stage starts anew
     ],
 )
-def test_a_pool_given_in_bytes_is_there_from_the_start(cache: dict[str, int], share: float) -> None:
+def test_a_pool_given_in_bytes_is_there_from_the_start(cache: dict[str, int]) -> None:
     config = EngineConfig.of(pipeline_parallel_size=2, **cache)
     made = make_torch_stage(str(DEMO_MODEL), config, 0, on_cuda=False, num_threads=None)
     try:
@@ -97,7 +96,7 @@ def test_a_pool_given_in_bytes_is_there_from_the_start(cache: dict[str, int], sh
         for layer in made._decoder.layers:
             for tensor in (layer.attention.k_cache, layer.attention.v_cache):
                 assert tensor.nbytes > 40 << 20  # the C library may have smaller ones at hand
-                assert resident_share(tensor.data_ptr(), tensor.nbytes) == pytest.approx(share, abs=0.2)
+                assert resident_share(tensor.data_ptr(), tensor.nbytes) > 0.99
     finally:
         made.release()
 
